@@ -1,0 +1,1 @@
+"""Experiment files: pure data, importable without jax, one per stage and job."""

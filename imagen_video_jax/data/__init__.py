@@ -1,0 +1,1 @@
+"""From any folder of videos to deterministic batches."""

@@ -1,0 +1,1 @@
+"""Diffusion as pure functions: schedules, targets, losses, guidance, samplers. No Flax, no I/O."""

@@ -1,0 +1,1 @@
+"""The Video U-Net, bottom up: layers, attention, blocks, network."""

@@ -1,0 +1,184 @@
+"""Durable files: atomic writes, manifests with sha256, directory locks. Used by every writer, never written twice.
+
+An atomic write is: temporary file beside the target, write, fsync, rename, fsync of the folder. A reader sees the old
+content or the new content, never a part.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+
+from imagen_video_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+def user_cache() -> pathlib.Path:
+    """The folder for what can be made again: $XDG_CACHE_HOME/imagen_video_jax, by default under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "imagen_video_jax"
+
+
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
+    """A name beside `path` that no reader takes for content, unique to this process and call."""
+    return path.with_name(f".{path.name[:80]}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def sync_folder(path: pathlib.Path) -> None:
+    """fsync of a folder, so that renames inside it survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary file name; when the body ends well the file becomes `path`, else it is removed."""
+    path = pathlib.Path(path)
+    temporary = temporary_name(path)
+    # Container formats choose themselves by ending, so the temporary name keeps it.
+    temporary = temporary.with_name(temporary.name + path.suffix)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path` atomically and durably."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: str | os.PathLike):
+    """The value in a JSON file; a missing or malformed file is a UserError that names it."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder; when the body ends well it is synced and becomes `path` by one rename.
+
+    `path` must not exist (a committed folder is never rewritten).
+    """
+    path = pathlib.Path(path)
+    temporary = temporary_name(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                with open(os.path.join(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(pathlib.Path(folder))
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: pathlib.Path) -> None:
+    """Writes `manifest.json`: size and sha256 of every file below `folder`, and a checksum of the manifest itself."""
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {"files": files, "sha256": _digest_of(files)})
+
+
+def damaged_files(folder: pathlib.Path) -> list[str]:
+    """One line per missing, cut, altered or unlisted file of a folder with a manifest; an empty list means intact."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        if manifest["sha256"] != _digest_of(files):
+            return [f"{MANIFEST}: its checksum does not match its content"]
+    except FileNotFoundError:
+        return [f"{MANIFEST}: missing"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return [f"{MANIFEST}: unreadable ({error})"]
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
+    problems = [f"{name}: not listed in {MANIFEST}" for name in sorted(found - set(files))]
+    for name, expected in sorted(files.items()):
+        if name not in found:
+            problems.append(f"{name}: missing")
+        elif (size := (folder / name).stat().st_size) != expected["size"]:
+            problems.append(f"{name}: {size} bytes, expected {expected['size']}")
+        elif sha256_file(folder / name) != expected["sha256"]:
+            problems.append(f"{name}: content differs from its sha256")
+    return problems
+
+
+def _digest_of(files: dict) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def writable_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Makes `path` if needed and checks that a file can be made in it; UserError with the reason if not."""
+    path = pathlib.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(path / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from None
+    return path
+
+
+@contextlib.contextmanager
+def directory_lock(folder: pathlib.Path) -> Iterator[None]:
+    """Holds `folder` for this process; UserError naming the holder when another live process has it.
+
+    The lock is the kernel's (flock): it ends with the process, however that ends, so nothing stale can stay behind.
+    The file's content only says who holds it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(f"{folder} is in use by another process ({holder}); wait for it or stop it") from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield

@@ -1,0 +1,1 @@
+"""Video as arrays and as files."""

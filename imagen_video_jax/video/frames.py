@@ -1,0 +1,66 @@
+"""Video as arrays: pixel range, antialiased resize, crop, frame subsampling and repetition.
+
+The same antialiased bilinear filter (a triangle whose support grows with the reduction, as in Pillow) is used on the
+host for uint8 clips and on the device for the low-resolution inputs of super-resolution stages.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def to_unit(video_BTHWC) -> jax.Array:
+    """uint8 [0, 255] -> float32 [-1, 1]."""
+    return video_BTHWC.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(video_BTHWC) -> np.ndarray:
+    """float [-1, 1] -> uint8 [0, 255], rounded, values outside the range clipped."""
+    video = (np.asarray(video_BTHWC, np.float32) + 1.0) * 127.5
+    return np.clip(np.rint(video), 0, 255).astype(np.uint8)
+
+
+def resize(video_BTHWC: jax.Array, height: int, width: int) -> jax.Array:
+    """Antialiased bilinear resize of every frame, on the device."""
+    B, T, H, W, C = video_BTHWC.shape
+    if (H, W) == (height, width):
+        return video_BTHWC
+    return jax.image.resize(video_BTHWC, (B, T, height, width, C), method="linear", antialias=True)
+
+
+def resize_uint8(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bilinear resize of every uint8 frame, on the host."""
+    if video_THWC.shape[1:3] == (height, width):
+        return video_THWC
+    frames = [
+        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)) for frame in video_THWC
+    ]
+    return np.stack(frames)
+
+
+def subsample_frames(video_BTHWC, factor: int):
+    """Every `factor`-th frame, the first included: what a lower frame rate shows of the same clip."""
+    return video_BTHWC[:, ::factor]
+
+
+def repeat_frames(video_BTHWC: jax.Array, factor: int) -> jax.Array:
+    """Each frame `factor` times in a row."""
+    return jnp.repeat(video_BTHWC, factor, axis=1)
+
+
+def spread_frames(video_BTHWC: jax.Array, factor: int) -> jax.Array:
+    """Each frame followed by `factor - 1` blank (zero) frames."""
+    B, T, H, W, C = video_BTHWC.shape
+    blank = jnp.zeros((B, T, factor - 1, H, W, C), video_BTHWC.dtype)
+    return jnp.concatenate([video_BTHWC[:, :, None], blank], axis=2).reshape(B, T * factor, H, W, C)
+
+
+def crop(video_BTHWC: jax.Array, top_B: jax.Array, left_B: jax.Array, height: int, width: int) -> jax.Array:
+    """The window of `height` x `width` at (top, left), a corner per example."""
+
+    def one(video_THWC, top, left):
+        T, _, _, C = video_THWC.shape
+        return jax.lax.dynamic_slice(video_THWC, (0, top, left, 0), (T, height, width, C))
+
+    return jax.vmap(one)(video_BTHWC, top_B, left_B)

@@ -1,0 +1,1 @@
+"""What starts a command somewhere else."""

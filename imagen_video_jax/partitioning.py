@@ -1,0 +1,128 @@
+"""The mesh, the logical axis rules, shardings of trees, and host batch -> global array.
+
+Networks name the axes of their parameters and activations by meaning; the one table below says which mesh axis each
+meaning is laid over. The partitioner does the rest.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from imagen_video_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor", "frames", "height")
+
+# Logical axis -> mesh axes. An axis whose size its mesh axes do not divide stays unsharded.
+RULES: dict[str, tuple[str, ...]] = {
+    # Activations.
+    "batch": ("data", "fsdp"),
+    "frames": ("frames",),
+    "height": ("height",),
+    # Parameters: inputs over fsdp, outputs over tensor.
+    "conv_in": ("fsdp",),
+    "conv_out": ("tensor",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "vocabulary": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each mesh axis; `data=-1` takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    frames: int = 1
+    height: int = 1
+
+
+def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
+    """A mesh over all devices; UserError when the axes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(shape, axis) for axis in MESH_AXES]
+    if any(size < 1 for size in sizes[1:]) or sizes[0] == 0 or sizes[0] < -1:
+        raise UserError(f"mesh axes must be at least 1 (data may be -1), got {dict(zip(MESH_AXES, sizes))}")
+    rest = int(np.prod(sizes[1:]))
+    if sizes[0] == -1:
+        sizes[0] = max(len(devices) // rest, 1)
+    if sizes[0] * rest != len(devices):
+        raise UserError(
+            f"the mesh {dict(zip(MESH_AXES, sizes))} needs {sizes[0] * rest} devices, this machine has {len(devices)}"
+        )
+    # Auto: the partitioner propagates shardings; jax's own default (Explicit) would ask for them at every operation.
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:
+    """The partition of one array: each named axis over its mesh axes, where they divide it."""
+    parts, used = [], set()
+    for size, name in zip(shape, names, strict=True):
+        axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1 and axis not in used) if name else ()
+        count = int(np.prod([mesh.shape[axis] for axis in axes]))
+        if not axes or size % count:
+            parts.append(None)
+            continue
+        used.update(axes)
+        parts.append(axes if len(axes) > 1 else axes[0])
+    return PartitionSpec(*parts)
+
+
+def shardings_of(mesh: Mesh, abstract, axes):
+    """NamedShardings for a tree of arrays whose logical axis names are in the parallel tree `axes`."""
+    return jax.tree.map(lambda leaf, names: NamedSharding(mesh, spec_of(mesh, leaf.shape, names)), abstract, axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over the data and fsdp axes, the rest replicated."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def batch_divisor(mesh: Mesh) -> int:
+    """What a global batch size must be divisible by."""
+    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def put_batch(mesh: Mesh, batch):
+    """This host's part of a batch (a tree of numpy arrays) -> global arrays sharded over the batch axis."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh | None) -> Iterator[None]:
+    """Makes `constrain` lay activations over `mesh` while a function is traced."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Lays an activation over the active mesh by logical names (missing trailing names: unsharded)."""
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    names = names + (None,) * (x.ndim - len(names))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(mesh, x.shape, names)))
+
+
+def sharded(axis: str) -> bool:
+    """Whether the active mesh splits the logical axis `axis`."""
+    mesh = _mesh.get()
+    return mesh is not None and any(mesh.shape[name] > 1 for name in RULES[axis])

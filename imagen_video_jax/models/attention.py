@@ -1,0 +1,114 @@
+"""Attention over pixels, over frames, over text tokens, and attention pooling of the text.
+
+Softmax in float32. Text enters spatial attention as in Imagen: its tokens are concatenated to the keys and values.
+Temporal attention knows the order of frames through a learned bias per head and signed distance.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear
+
+
+def attend(q_BQNK, k_BSNK, v_BSNK, *, bias_NQS=None, mask_BS=None):
+    """softmax(q k / sqrt(K) + bias) v over the keys S that the mask admits; returns BQNK."""
+    bias = None if bias_NQS is None else bias_NQS[None].astype(q_BQNK.dtype)
+    mask = None if mask_BS is None else mask_BS[:, None, None, :]
+    return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, bias=bias, mask=mask)
+
+
+def attend_few(q_TNK, k_TNK, v_TNK, bias_NTT):
+    """The same over axes (..., T, N, K) as multiply and sum: twice as fast for a handful of frames on a CPU."""
+    scale = q_TNK.shape[-1] ** -0.5
+    logits = (q_TNK[..., :, None, :, :] * k_TNK[..., None, :, :, :]).astype(jnp.float32).sum(-1) * scale
+    weights = jax.nn.softmax(logits + bias_NTT.transpose(1, 2, 0), axis=-2).astype(v_TNK.dtype)
+    return (weights[..., None] * v_TNK[..., None, :, :, :]).sum(-3)
+
+
+class SpatialAttention(nnx.Module):
+    """Self-attention over the pixels of each frame and/or cross-attention to text tokens, as a residual.
+
+    With both, text tokens join the keys and values of the self-attention (Imagen, appendix B); with text alone it is
+    plain cross-attention, which works at any resolution.
+    """
+
+    def __init__(self, rngs, channels: int, *, head_width: int, pixels: bool, text_width: int | None):
+        self.heads = max(channels // head_width, 1)
+        self.pixels = pixels
+        self.norm = GroupNorm(channels)
+        self.query = Linear(rngs, channels, channels, axes=("embed", "heads"), bias=False)
+        if pixels:
+            self.key_value = Linear(rngs, channels, 2 * channels, axes=("embed", "heads"), bias=False)
+        self.text_norm = self.text_key_value = None
+        if text_width is not None:
+            self.text_norm = LayerNorm(text_width)
+            self.text_key_value = Linear(rngs, text_width, 2 * channels, axes=("embed", "heads"), bias=False)
+        self.out = Linear(rngs, channels, channels, axes=("heads", "embed"), scale=0.0)
+
+    def __call__(self, x_BTHWC, text_BLD, text_mask_BL):
+        B, T, H, W, C = x_BTHWC.shape
+        N = self.heads
+        h = self.norm(x_BTHWC).reshape(B * T, H * W, C)
+        q = self.query(h).reshape(B * T, H * W, N, C // N)
+        if not self.pixels:
+            k, v = self._text_keys(text_BLD.astype(h.dtype))
+            y = attend(q.reshape(B, T * H * W, N, C // N), k, v, mask_BS=text_mask_BL)
+        else:
+            k, v = jnp.split(self.key_value(h).reshape(B * T, H * W, N, 2 * C // N), 2, axis=-1)
+            mask = None
+            if self.text_key_value is not None:
+                text_k, text_v = self._text_keys(text_BLD.astype(h.dtype))
+                k = jnp.concatenate([k, jnp.repeat(text_k, T, axis=0)], axis=1)
+                v = jnp.concatenate([v, jnp.repeat(text_v, T, axis=0)], axis=1)
+                pixels_BS = jnp.ones((B * T, H * W), bool)
+                mask = jnp.concatenate([pixels_BS, jnp.repeat(text_mask_BL, T, axis=0)], axis=1)
+            y = attend(q, k, v, mask_BS=mask)
+        return x_BTHWC + self.out(y.reshape(B, T, H, W, C))
+
+    def _text_keys(self, text_BLD):
+        B, L, _ = text_BLD.shape
+        key_value = self.text_key_value(self.text_norm(text_BLD)).reshape(B, L, self.heads, -1)
+        return jnp.split(key_value, 2, axis=-1)
+
+
+class TemporalAttention(nnx.Module):
+    """Self-attention over the frames at each pixel, as a residual; one frame attends to itself."""
+
+    def __init__(self, rngs, channels: int, *, head_width: int, max_distance: int):
+        self.heads = max(channels // head_width, 1)
+        self.max_distance = max_distance
+        self.norm = GroupNorm(channels)
+        self.query_key_value = Linear(rngs, channels, 3 * channels, axes=("embed", "heads"), bias=False)
+        self.bias = nnx.Param(jnp.zeros((self.heads, 2 * max_distance + 1)), sharding_names=("heads", None))
+        self.out = Linear(rngs, channels, channels, axes=("heads", "embed"), scale=0.0)
+
+    def __call__(self, x_BTHWC):
+        B, T, H, W, C = x_BTHWC.shape
+        N = self.heads
+        qkv = self.query_key_value(self.norm(x_BTHWC)).transpose(0, 2, 3, 1, 4)
+        q, k, v = jnp.split(qkv.reshape(B * H * W, T, N, 3 * C // N), 3, axis=-1)
+        distance_TT = jnp.arange(T)[None, :] - jnp.arange(T)[:, None]
+        distance_TT = jnp.clip(distance_TT, -self.max_distance, self.max_distance) + self.max_distance
+        bias_NTT = self.bias[...][:, distance_TT]
+        y = attend_few(q, k, v, bias_NTT) if T <= 16 else attend(q, k, v, bias_NQS=bias_NTT)
+        return x_BTHWC + self.out(y.reshape(B, H, W, T, C).transpose(0, 3, 1, 2, 4))
+
+
+class AttentionPooling(nnx.Module):
+    """Text tokens -> one vector: a learned query attends to the valid tokens."""
+
+    def __init__(self, rngs, text_width: int, width: int, *, heads: int):
+        self.heads = heads
+        self.norm = LayerNorm(text_width)
+        self.query = nnx.Param(
+            jax.random.normal(rngs.params(), (heads, width // heads)) * 0.02, sharding_names=("heads", None)
+        )
+        self.key_value = Linear(rngs, text_width, 2 * width, axes=("embed", "heads"), bias=False)
+        self.out = Linear(rngs, width, width, axes=("heads", "embed"))
+
+    def __call__(self, text_BLD, text_mask_BL):
+        B, L, _ = text_BLD.shape
+        k, v = jnp.split(self.key_value(self.norm(text_BLD)).reshape(B, L, self.heads, -1), 2, axis=-1)
+        q = jnp.broadcast_to(self.query[...].astype(k.dtype), (B, 1, *self.query[...].shape))
+        return self.out(attend(q, k, v, mask_BS=text_mask_BL).reshape(B, -1))

@@ -40,8 +40,8 @@ class SpatialAttention(nnx.Module):
         self.query = Linear(rngs, channels, channels, axes=("embed", "heads"), bias=False)
         if pixels:
             self.key_value = Linear(rngs, channels, 2 * channels, axes=("embed", "heads"), bias=False)
-        self.text_norm = self.text_key_value = None
-        if text_width is not None:
+        self.text = text_width is not None
+        if self.text:
             self.text_norm = LayerNorm(text_width)
             self.text_key_value = Linear(rngs, text_width, 2 * channels, axes=("embed", "heads"), bias=False)
         self.out = Linear(rngs, channels, channels, axes=("heads", "embed"), scale=0.0)
@@ -57,7 +57,7 @@ class SpatialAttention(nnx.Module):
         else:
             k, v = jnp.split(self.key_value(h).reshape(B * T, H * W, N, 2 * C // N), 2, axis=-1)
             mask = None
-            if self.text_key_value is not None:
+            if self.text:
                 text_k, text_v = self._text_keys(text_BLD.astype(h.dtype))
                 k = jnp.concatenate([k, jnp.repeat(text_k, T, axis=0)], axis=1)
                 v = jnp.concatenate([v, jnp.repeat(text_v, T, axis=0)], axis=1)

@@ -71,19 +71,24 @@ class SpaceTimeBlock(nnx.Module):
     def __init__(self, rngs, inputs: int, config: BlockConfig, *, embedding_width, text_width, head_width, max_frames):
         channels = config.channels
         self.residual = ResidualBlock(rngs, inputs, channels, embedding_width)
-        self.attention = self.temporal = None
-        if config.spatial_attention or config.text_attention:
-            self.attention = SpatialAttention(
+        attends = config.spatial_attention or config.text_attention
+        self.attention = (
+            SpatialAttention(
                 rngs,
                 channels,
                 head_width=head_width,
                 pixels=config.spatial_attention,
                 text_width=text_width if config.text_attention else None,
             )
+            if attends
+            else None
+        )
         if config.temporal == "attention":
             self.temporal = TemporalAttention(rngs, channels, head_width=head_width, max_distance=max_frames)
         elif config.temporal == "convolution":
             self.temporal = TemporalConvBlock(rngs, channels)
+        else:
+            self.temporal = None
 
     def __call__(self, x_BTHWC, embedding_BTE, text_BLD, text_mask_BL):
         x = self.residual(x_BTHWC, embedding_BTE)

@@ -1,0 +1,55 @@
+"""Classifier-free guidance in the paper's convention, its weights over the steps, and the clipping of x.
+
+    guided = (1 + w) conditional - w unconditional        (w = 0: off; Imagen's own weight is w + 1)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def guide(*, conditional, unconditional, weight):
+    """(1 + w) c - w u, in x-, eps- or v-space alike (at one z they are affine in each other)."""
+    return (1.0 + weight) * conditional - weight * unconditional
+
+
+def constant_weights(weight: float, steps: int) -> np.ndarray:
+    return np.full((steps,), weight, np.float32)
+
+
+def oscillating_weights(high: float, low: float, steps: int, *, opening: float = 0.1) -> np.ndarray:
+    """High for the first `opening` share of the steps (at least one), then low, high, low, ... (paper section 2.6.1)."""
+    first = max(1, round(opening * steps))
+    return np.array([high if i < first or (i - first) % 2 else low for i in range(steps)], np.float32)
+
+
+def clip_static(x):
+    """x clipped to [-1, 1]."""
+    return jnp.clip(x, -1.0, 1.0)
+
+
+def clip_dynamic(x, percentile: float):
+    """Clips to [-s, s] and divides by s, s the percentile of |x| of each example, where s > 1  (Imagen section 2.3)."""
+    s_B = jnp.maximum(absolute_percentile(x, percentile), 1.0)
+    s = s_B.reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.clip(x, -s, s) / s
+
+
+def absolute_percentile(x, percentile: float, *, iterations: int = 24):
+    """The percentile of |x| of each example by bisection, [B].
+
+    Needs only reductions: a sort would gather a sample that is sharded over devices. Error at most
+    max|x| * 2^-iterations plus the gap between neighbouring values.
+    """
+    magnitude = jnp.abs(x.astype(jnp.float32))
+    axes = tuple(range(1, x.ndim))
+    wanted = percentile / 100.0
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        below = jnp.mean((magnitude <= middle.reshape((-1,) + (1,) * len(axes))).astype(jnp.float32), axis=axes)
+        return jnp.where(below < wanted, middle, low), jnp.where(below < wanted, high, middle)
+
+    high = jnp.max(magnitude, axis=axes)
+    return jax.lax.fori_loop(0, iterations, halve, (jnp.zeros_like(high), high))[1]

@@ -1,0 +1,318 @@
+"""`StageConfig` and `Stage`: one model of the cascade, the only join of conditioning, network and diffusion.
+
+Base, temporal and spatial super-resolution are this one class; they differ in what conditions them and in the network.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from imagen_video_jax import functional
+from imagen_video_jax.batch import Batch
+from imagen_video_jax.diffusion import gaussian, guidance, samplers
+from imagen_video_jax.diffusion.loss import WEIGHTINGS, diffusion_loss
+from imagen_video_jax.diffusion.samplers import SamplerConfig
+from imagen_video_jax.diffusion.schedules import Schedule
+from imagen_video_jax.models.video_unet import VideoUNet, VideoUNetConfig
+from imagen_video_jax.partitioning import constrain
+from imagen_video_jax.stages import conditioning
+from imagen_video_jax.video import frames
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of the cascade.
+
+    Attributes:
+      name: of the experiment, e.g. "base_16f_24x40".
+      kind: "base", "temporal_sr" or "spatial_sr".
+      frames, height, width, fps: of the output.
+      factor: how many times more frames (temporal) or pixels per side (spatial) than the input; 1 for the base.
+      crop: (height, width) of random training crops of the output, or None for whole frames.
+      fill: how a temporal stage brings its input to the output's frames: "repeat" or "blank".
+      blank_image: whether a temporal stage trains on images with a blank input instead of the image itself.
+      prediction: what the network's output means: "v", "eps" or "x".
+      weighting, sigmoid_bias: of the loss, see diffusion/loss.py.
+      text_length, text_drop: tokens per caption; share of examples that train without text.
+      augmentation_max: in training the input is noised at cosine time U(0, augmentation_max).
+      augmentation_snr: linear SNR of the input's noise at sampling (3 or 5 in the paper); inf for none.
+      schedule, sampler, network: see their classes.
+    """
+
+    name: str
+    kind: str
+    frames: int
+    height: int
+    width: int
+    fps: float
+    factor: int = 1
+    crop: tuple[int, int] | None = None
+    fill: str = "repeat"
+    blank_image: bool = False
+    prediction: str = "v"
+    weighting: str = "eps_mse"
+    sigmoid_bias: float = 0.0
+    text_length: int = 64
+    text_drop: float = 0.1
+    augmentation_max: float = 1.0
+    augmentation_snr: float = 5.0
+    schedule: Schedule = Schedule()
+    sampler: SamplerConfig = SamplerConfig()
+    network: VideoUNetConfig = VideoUNetConfig()
+
+    def __post_init__(self):
+        for field in ("frames", "height", "width", "factor", "text_length"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        choices = {
+            "kind": conditioning.KINDS,
+            "fill": conditioning.FILLS,
+            "prediction": gaussian.PREDICTIONS,
+            "weighting": WEIGHTINGS,
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
+        if not 0.0 <= self.text_drop <= 1.0:
+            raise ValueError(f"text_drop must be in [0, 1], got {self.text_drop}")
+        if self.network.low_resolution != (self.kind != "base"):
+            raise ValueError(f"network.low_resolution must be {self.kind != 'base'} for kind {self.kind!r}")
+        for size, name in zip(self.train_size, ("height", "width")):
+            if size % (self.network.patch * (self.factor if self.kind == "spatial_sr" else 1)):
+                raise ValueError(f"{name} {size} must be divisible by network.patch and by the spatial factor")
+        if self.kind == "temporal_sr" and self.frames % self.factor:
+            raise ValueError(f"frames {self.frames} must be divisible by factor {self.factor}")
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Height and width that the network sees in training."""
+        return self.crop or (self.height, self.width)
+
+    @property
+    def input_size(self) -> tuple[int, int, int, float] | None:
+        """(frames, height, width, fps) of the conditioning video; None for the base."""
+        if self.kind == "base":
+            return None
+        if self.kind == "temporal_sr":
+            return self.frames // self.factor, self.height, self.width, self.fps / self.factor
+        return self.frames, self.height // self.factor, self.width // self.factor, self.fps
+
+    @property
+    def output_size(self) -> tuple[int, int, int, float]:
+        return self.frames, self.height, self.width, self.fps
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """A key of its own for each use of one key: fold_in of the name's checksum."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
+    """A key per example, by its global number, so that noise does not depend on how a batch is split."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
+
+
+def normal(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise of `shape` for each example's key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What conditions the network, per example; `low` is None in the base stage."""
+
+    text_BLD: jax.Array
+    text_mask_BL: jax.Array
+    fps_B: jax.Array
+    low_BTHWC: jax.Array | None = None
+    low_logsnr_B: jax.Array | None = None
+    low_mask_BT: jax.Array | None = None
+
+    def unconditional(self) -> "Conditions":
+        """The same without text; the low-resolution video stays (guidance acts on text alone)."""
+        text_BLD, text_mask_BL = conditioning.null_text(self.text_BLD, self.text_mask_BL)
+        return dataclasses.replace(self, text_BLD=text_BLD, text_mask_BL=text_mask_BL)
+
+
+jax.tree_util.register_dataclass(Conditions)
+
+
+class Stage:
+    """A stage as pure functions of a parameter tree."""
+
+    def __init__(self, config: StageConfig):
+        self.config = config
+        self.network = functional.split(lambda rngs: VideoUNet(rngs, config.network))
+
+    def __repr__(self):
+        return f"Stage({self.config.name})"
+
+    def init(self, key: jax.Array) -> functional.Params:
+        return self.network.init(key)
+
+    def predict(self, params, z_BTHWC, logsnr_B, conditions: Conditions) -> jax.Array:
+        """The network's output (v, eps or x) at one noise level per example."""
+        return self.network.apply(
+            params,
+            z_BTHWC,
+            logsnr_B=logsnr_B,
+            text_BLD=conditions.text_BLD,
+            text_mask_BL=conditions.text_mask_BL,
+            fps_B=conditions.fps_B,
+            low_BTHWC=conditions.low_BTHWC,
+            low_logsnr_B=conditions.low_logsnr_B,
+            low_mask_BT=conditions.low_mask_BT,
+        )
+
+    # Training.
+
+    def loss(self, params, batch: Batch, key: jax.Array, slot_B: jax.Array | None = None, slots: int | None = None):
+        """Loss and log-SNR per example, ([B], [B]).
+
+        Args:
+          batch: clips of this stage's output size, or images (T = 1).
+          key: of this step.
+          slot_B, slots: number of each example in the global batch, and the global batch's size, where `batch` is a
+            part of it; noise and times are then those of the whole.
+        """
+        config = self.config
+        B, T, H, W, _ = batch.video_BTHWC.shape
+        chex.assert_shape(batch.video_BTHWC, (B, T, config.height, config.width, 3))
+        slot_B = jnp.arange(B) if slot_B is None else slot_B
+        slots = B if slots is None else slots
+
+        def draw(name):
+            return example_keys(named_key(key, name), slot_B)
+
+        x = constrain(frames.to_unit(batch.video_BTHWC), "batch", "frames", "height")
+        x = self._crop(x, draw("crop"))
+        # Stratified times: each slot draws from its own part of [0, 1], rotated by one offset per step.
+        offset = jax.random.uniform(named_key(key, "time"))
+        time_B = jnp.mod(offset + slot_B / slots, 1.0)
+        logsnr_B = config.schedule.logsnr(time_B)
+        eps = normal(draw("noise"), x.shape[1:])
+        z = gaussian.diffuse(x=x, eps=eps, logsnr=gaussian.expand(logsnr_B, x))
+        conditions = self._training_conditions(batch, x, draw)
+        output = self.predict(params, z, logsnr_B, conditions)
+        loss_B = diffusion_loss(
+            output=output,
+            prediction=config.prediction,
+            z=z,
+            x=x,
+            eps=eps,
+            logsnr_B=logsnr_B,
+            weighting=config.weighting,
+            sigmoid_bias=config.sigmoid_bias,
+        )
+        return loss_B, logsnr_B
+
+    def _crop(self, x_BTHWC, keys_B):
+        if self.config.crop is None:
+            return x_BTHWC
+        height, width = self.config.crop
+        # Corners on the low-resolution grid, so that a crop's input is the crop of the input.
+        step = self.config.factor if self.config.kind == "spatial_sr" else 1
+        H, W = x_BTHWC.shape[2:4]
+        corner_B2 = jax.vmap(
+            lambda key: jax.random.randint(
+                key, (2,), 0, jnp.array([(H - height) // step + 1, (W - width) // step + 1])
+            )
+        )(keys_B)
+        return frames.crop(x_BTHWC, corner_B2[:, 0] * step, corner_B2[:, 1] * step, height, width)
+
+    def _training_conditions(self, batch: Batch, x_BTHWC, draw) -> Conditions:
+        config = self.config
+        drop_B = jax.vmap(lambda key: jax.random.uniform(key) < config.text_drop)(draw("text"))
+        text_BLD, text_mask_BL = conditioning.drop_text(batch.text_BLD, batch.text_mask_BL, drop_B)
+        if config.kind == "base":
+            return Conditions(text_BLD, text_mask_BL, batch.fps_B)
+        low = conditioning.low_resolution(config.kind, x_BTHWC, config.factor)
+        time_B = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.augmentation_max))(draw("augmentation"))
+        low_logsnr_B = Schedule().logsnr(time_B)
+        eps = normal(draw("augmentation noise"), low.shape[1:])
+        return self._with_low(text_BLD, text_mask_BL, batch.fps_B, low, low_logsnr_B, eps)
+
+    def _with_low(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, low_logsnr_B, eps) -> Conditions:
+        config = self.config
+        low = conditioning.augment(low_BTHWC, logsnr_B=low_logsnr_B, eps=eps)
+        low, mask_BT = conditioning.fit_to_target(
+            config.kind, low, factor=config.factor, fill=config.fill, blank_image=config.blank_image
+        )
+        return Conditions(text_BLD, text_mask_BL, fps_B, low, low_logsnr_B, mask_BT)
+
+    # Sampling.
+
+    def sample(
+        self, params, *, text_BLD, text_mask_BL, index_B, seed, low_BTHWC=None, sampler: SamplerConfig | None = None
+    ) -> jax.Array:
+        """Videos in [-1, 1], BTHWC.
+
+        Args:
+          index_B: global number of each sample; with `seed` it alone decides the noise.
+          low_BTHWC: the previous stage's output in [-1, 1]; its size decides the output's (any size in fully
+            convolutional stages). None for the base.
+        """
+        config = self.config
+        sampler = config.sampler if sampler is None else sampler
+        B = text_BLD.shape[0]
+        keys_B = example_keys(named_key(jax.random.key(seed), config.name), index_B)
+        fps_B = jnp.full((B,), config.fps, jnp.float32)
+        if config.kind == "base":
+            conditions = Conditions(text_BLD, text_mask_BL, fps_B)
+            shape = (config.frames, config.height, config.width, 3)
+        else:
+            conditions = self._sampling_conditions(text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B)
+            shape = conditions.low_BTHWC.shape[1:]
+
+        def noise_at(name):
+            return constrain(normal(jax.vmap(lambda key: named_key(key, name))(keys_B), shape), "batch", "frames", "height")
+
+        def fresh_noise(index):
+            keys = jax.vmap(lambda key: jax.random.fold_in(named_key(key, "step"), index))(keys_B)
+            return normal(keys, shape)
+
+        return samplers.sample(
+            functools.partial(self._guided_x, params, conditions, self._weights(sampler), sampler),
+            noise=noise_at("start"),
+            noise_at=fresh_noise,
+            logsnrs=samplers.grid(config.schedule, sampler.steps),
+            config=sampler,
+        )
+
+    def _sampling_conditions(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B) -> Conditions:
+        snr = self.config.augmentation_snr
+        logsnr = min(math.log(snr), Schedule().logsnr_max) if snr != math.inf else Schedule().logsnr_max
+        low_logsnr_B = jnp.full((text_BLD.shape[0],), logsnr, jnp.float32)
+        eps = normal(jax.vmap(lambda key: named_key(key, "augmentation"))(keys_B), low_BTHWC.shape[1:])
+        return self._with_low(text_BLD, text_mask_BL, fps_B, low_BTHWC, low_logsnr_B, eps)
+
+    @staticmethod
+    def _weights(sampler: SamplerConfig):
+        if sampler.guidance_low is not None:
+            return guidance.oscillating_weights(sampler.guidance, sampler.guidance_low, sampler.steps)
+        return guidance.constant_weights(sampler.guidance, sampler.steps)
+
+    def _guided_x(self, params, conditions, weights_S, sampler, z, logsnr, index):
+        """The estimate of x at one noise level: guided in one doubled batch where w is not 0, then clipped."""
+        prediction = self.config.prediction
+        if not weights_S.any():
+            output = self.predict(params, z, jnp.full((z.shape[0],), logsnr), conditions)
+            x = gaussian.x_from_prediction(prediction, z=z, output=output, logsnr=logsnr)
+        else:
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, conditions.unconditional())
+            doubled = jnp.concatenate([z, z])
+            output = self.predict(params, doubled, jnp.full((doubled.shape[0],), logsnr), both)
+            conditional, unconditional = jnp.split(
+                gaussian.x_from_prediction(prediction, z=doubled, output=output, logsnr=logsnr), 2
+            )
+            x = guidance.guide(
+                conditional=conditional, unconditional=unconditional, weight=jnp.asarray(weights_S)[index]
+            )
+        if sampler.clip == "none":
+            return x
+        return guidance.clip_static(x) if sampler.clip == "static" else guidance.clip_dynamic(x, sampler.percentile)

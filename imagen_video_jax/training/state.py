@@ -1,0 +1,65 @@
+"""`TrainState`: everything that an update changes, as plain trees; made sharded, never whole on one host."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from imagen_video_jax import partitioning
+from imagen_video_jax.functional import Params
+from imagen_video_jax.stages.stage import Stage
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step (updates done, int32 scalar), params, ema (of params) and optimizer (optax's state)."""
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    optimizer: optax.OptState
+
+
+def initial_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    params = stage.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        optimizer=optimizer.init(params),
+    )
+
+
+def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a state; an optimizer moment is laid out like its parameter."""
+    shapes = jax.eval_shape(lambda: initial_state(stage, optimizer, jax.random.key(0)))
+    params = partitioning.shardings_of(mesh, stage.network.abstract, stage.network.axes)
+    # Optimizer state holds trees shaped like the parameters (Adam), recognised by path and shape.
+    by_path = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(stage.network.abstract)[0]:
+        by_path[tuple(key.key for key in path)] = leaf.shape
+    sharding_by_path = {
+        tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+
+    def optimizer_sharding(path, leaf):
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        same = by_path.get(names) == leaf.shape
+        return sharding_by_path[names] if same else partitioning.replicated(mesh)
+
+    shardings = TrainState(
+        step=partitioning.replicated(mesh),
+        params=params,
+        ema=params,
+        optimizer=jax.tree_util.tree_map_with_path(optimizer_sharding, shapes.optimizer),
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def shardings_of(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)

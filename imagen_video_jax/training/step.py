@@ -1,0 +1,89 @@
+"""The train step: (state, batches, key, progress) -> (state, metrics), pure, on one screen.
+
+`batches` holds a "video" batch, an "image" batch, or both: the same parameters see both, and an image is a clip of one
+frame, so nothing leaks between examples (ARCHITECTURE.md, decision 5).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from imagen_video_jax.batch import Batch
+from imagen_video_jax.partitioning import constrain
+from imagen_video_jax.stages.stage import Stage, named_key
+from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
+from imagen_video_jax.training.state import TrainState
+
+# Edges of the log-SNR ranges in which the loss is reported.
+NOISE_LEVELS = {"noisy": (-99.0, -3.0), "middle": (-3.0, 3.0), "clean": (3.0, 99.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """Attributes: ema_decay (after a warm-up of (1+n)/(10+n)), image_weight of the image loss, accumulate (parts)."""
+
+    ema_decay: float = 0.9999
+    image_weight: float = 0.5
+    accumulate: int = 1
+
+
+def make_train_step(stage: Stage, optimizer: OptimizerConfig, config: StepConfig) -> Callable:
+    """Builds the step; jit it with the state donated."""
+    update_direction = direction(optimizer)
+
+    def train_step(state: TrainState, batches: dict[str, Batch], key: jax.Array, progress: jax.Array):
+        key = jax.random.fold_in(key, state.step)
+        (loss, metrics), gradients = gradients_of(stage, state.params, batches, key, config)
+        updates, optimizer_state = update_direction.update(gradients, state.optimizer, state.params)
+        rate = learning_rate(optimizer, state.step, progress)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
+        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradients), "learning_rate": rate}
+        return TrainState(state.step + 1, params, ema, optimizer_state), metrics
+
+    return train_step
+
+
+def batch_loss(stage: Stage, params, batches: dict[str, Batch], key, config: StepConfig, part=None):
+    """(loss, metrics) of a step's batches; `part` = (index, parts) of a global batch under accumulation."""
+    total, metrics = 0.0, {}
+    for kind, batch in batches.items():
+        index, parts = (0, 1) if part is None else part
+        B = batch.video_BTHWC.shape[0]
+        loss_B, logsnr_B = stage.loss(params, batch, named_key(key, kind), index * B + jnp.arange(B), parts * B)
+        loss_B, logsnr_B = constrain(loss_B, "batch"), constrain(logsnr_B, "batch")
+        valid_B = batch.valid_B.astype(jnp.float32)
+        metrics[f"loss_{kind}"] = _mean(loss_B, valid_B)
+        for name, (low, high) in NOISE_LEVELS.items():
+            inside_B = valid_B * (logsnr_B >= low) * (logsnr_B < high)
+            metrics[f"loss_{kind}_{name}"] = _mean(loss_B, inside_B)
+        total += metrics[f"loss_{kind}"] * (config.image_weight if kind == "image" and "video" in batches else 1.0)
+    return total, metrics
+
+
+def _mean(values_B, weights_B):
+    return jnp.sum(values_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1.0)
+
+
+def gradients_of(stage: Stage, params, batches, key, config: StepConfig):
+    """((loss, metrics), gradients), accumulated over `config.accumulate` parts of the batch."""
+    value_and_grad = jax.value_and_grad(
+        lambda params, part_batches, part: batch_loss(stage, params, part_batches, key, config, part), has_aux=True
+    )
+    parts = config.accumulate
+    if parts == 1:
+        return value_and_grad(params, batches, None)
+    split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batches)
+
+    def add(total, inputs):
+        index, part_batches = inputs
+        result = value_and_grad(params, part_batches, (index, parts))
+        return jax.tree.map(lambda t, r: t + r / parts, total, result), None
+
+    shapes = jax.eval_shape(lambda: value_and_grad(params, jax.tree.map(lambda a: a[0], split), (0, parts)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]

@@ -98,7 +98,9 @@ def restore(path: pathlib.Path, name: str, abstract):
     difference = _difference(stored, {key: describe(leaf) for key, leaf in wanted.items()})
     if difference:
         raise UserError(f"checkpoint {path} does not fit this model: {difference}")
-    targets = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf)) for key, leaf in wanted.items()}
+    targets = {
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf)) for key, leaf in wanted.items()
+    }
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore(path.absolute() / name, targets)
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[key] for key in wanted])
@@ -121,6 +123,10 @@ def _sharding(leaf):
 def _difference(stored: dict, wanted: dict) -> str:
     lines = [f"{key} is missing" for key in wanted if key not in stored]
     lines += [f"{key} is not part of the model" for key in stored if key not in wanted]
-    lines += [f"{key} is {stored[key]}, expected {wanted[key]}" for key in wanted if stored.get(key, wanted[key]) != wanted[key]]
+    lines += [
+        f"{key} is {stored[key]}, expected {wanted[key]}"
+        for key in wanted
+        if stored.get(key, wanted[key]) != wanted[key]
+    ]
     more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
     return "; ".join(lines[:5]) + more

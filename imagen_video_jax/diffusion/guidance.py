@@ -1,6 +1,6 @@
 """Classifier-free guidance in the paper's convention, its weights over the steps, and the clipping of x.
 
-    guided = (1 + w) conditional - w unconditional        (w = 0: off; Imagen's own weight is w + 1)
+guided = (1 + w) conditional - w unconditional        (w = 0: off; Imagen's own weight is w + 1)
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Noise schedules: time t in [0, 1] (0 clean, 1 noise) -> log-SNR, strictly decreasing, in float32.
 
-    z_t = alpha_t x + sigma_t eps,   alpha^2 + sigma^2 = 1,   logsnr = log(alpha^2 / sigma^2)
+z_t = alpha_t x + sigma_t eps,   alpha^2 + sigma^2 = 1,   logsnr = log(alpha^2 / sigma^2)
 """
 
 import dataclasses

@@ -28,9 +28,7 @@ class Linear(nnx.Module):
     """y = x kernel + bias over the last axis; computes in the dtype of x."""
 
     def __init__(self, rngs, inputs: int, outputs: int, *, axes=("embed", "mlp"), scale: float = 1.0, bias=True):
-        self.kernel = nnx.Param(
-            truncated_normal(rngs.params(), (inputs, outputs), inputs, scale), sharding_names=axes
-        )
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), (inputs, outputs), inputs, scale), sharding_names=axes)
         self.bias = nnx.Param(jnp.zeros((outputs,)), sharding_names=(axes[1],)) if bias else None
 
     def __call__(self, x):
@@ -126,7 +124,9 @@ def spatial_convolution(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> j
     if kernel.shape[:2] == (1, 1) and stride == 1:
         y = x @ kernel[0, 0]
     else:
-        y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
     return y.reshape(B, T, *y.shape[1:])
 
 

@@ -3,7 +3,6 @@
 Everything here runs on the device, from the same Batch: one data set serves all seven stages.
 """
 
-import jax
 import jax.numpy as jnp
 
 from imagen_video_jax.diffusion import gaussian

@@ -219,9 +219,7 @@ class Stage:
         step = self.config.factor if self.config.kind == "spatial_sr" else 1
         H, W = x_BTHWC.shape[2:4]
         corner_B2 = jax.vmap(
-            lambda key: jax.random.randint(
-                key, (2,), 0, jnp.array([(H - height) // step + 1, (W - width) // step + 1])
-            )
+            lambda key: jax.random.randint(key, (2,), 0, jnp.array([(H - height) // step + 1, (W - width) // step + 1]))
         )(keys_B)
         return frames.crop(x_BTHWC, corner_B2[:, 0] * step, corner_B2[:, 1] * step, height, width)
 
@@ -270,7 +268,9 @@ class Stage:
             shape = conditions.low_BTHWC.shape[1:]
 
         def noise_at(name):
-            return constrain(normal(jax.vmap(lambda key: named_key(key, name))(keys_B), shape), "batch", "frames", "height")
+            return constrain(
+                normal(jax.vmap(lambda key: named_key(key, name))(keys_B), shape), "batch", "frames", "height"
+            )
 
         def fresh_noise(index):
             keys = jax.vmap(lambda key: jax.random.fold_in(named_key(key, "step"), index))(keys_B)
@@ -282,6 +282,21 @@ class Stage:
             noise_at=fresh_noise,
             logsnrs=samplers.grid(config.schedule, sampler.steps),
             config=sampler,
+        )
+
+    def sample_from_batch(self, params, batch: Batch, seed: int = 0) -> jax.Array:
+        """Samples for a batch's captions, a super-resolution stage from the true low-resolution input of its clips."""
+        low = None
+        if self.config.kind != "base":
+            x = frames.to_unit(batch.video_BTHWC)
+            low = conditioning.low_resolution(self.config.kind, x, self.config.factor)
+        return self.sample(
+            params,
+            text_BLD=batch.text_BLD,
+            text_mask_BL=batch.text_mask_BL,
+            index_B=jnp.arange(len(batch)),
+            seed=seed,
+            low_BTHWC=low,
         )
 
     def _sampling_conditions(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B) -> Conditions:

@@ -1,0 +1,76 @@
+"""What all stages share where the paper is silent, and the full training config of one stage at one scale.
+
+Every field that `imagen-video train --config.FIELD=VALUE` may set is here.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import scales
+
+
+def training(name: str, scale: str) -> ConfigDict:
+    """The training experiment of stage `name` at `scale`."""
+    scales.check(scale)
+    batch, images, steps, rate, warmup, decay, ema = scales.TRAINING[scale]
+    base = name == scales.STAGES[0]
+    guided = scales.STAGES.index(name) < 3
+    few = {"tiny": 4, "mini": 16}
+    config = ConfigDict(
+        {
+            "scale": scale,
+            "stage": scales.stage(name, scale),
+            "data": "",
+            "validation": "",
+            "embeddings": "",
+            "steps": steps,
+            "max_seconds": 0.0,
+            "batch_size": batch,
+            "image_batch_size": images,
+            "crop": "centre",
+            "seed": 0,
+            "checkpoint_every": max(steps // 20, 50),
+            "log_every": 10 if scale in ("tiny", "mini") else 100,
+            "sample_every": 0,
+            "evaluate_every": 0,
+            "keep": 3,
+            "init_from": "",
+            "profile_steps": 0,
+            "optimizer": {
+                "name": "adam",
+                "learning_rate": rate,
+                "warmup": warmup,
+                "decay": decay,
+                "clip": 1.0,
+                "b1": 0.9,
+                "b2": 0.99,
+                "weight_decay": 0.0,
+            },
+            "step": {"ema_decay": ema, "image_weight": 0.5, "accumulate": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
+        }
+    )
+    config.stage.update(
+        {
+            "fill": "repeat",
+            "blank_image": False,
+            "prediction": "v",
+            # The paper's epsilon loss; the miniatures learn faster with an even weight over noise levels.
+            "weighting": "v_mse" if scale in ("tiny", "mini") else "eps_mse",
+            "sigmoid_bias": 0.0,
+            "text_drop": 0.1,
+            "augmentation_max": 1.0,
+            "augmentation_snr": 5.0,
+            "schedule": {"name": "cosine", "logsnr_min": -20.0, "logsnr_max": 20.0, "shift": 0.0},
+            "sampler": {
+                "name": "ancestral" if scale in ("small", "paper") else "ddim",
+                "steps": few.get(scale, 256 if base else 128) * (2 if base and scale == "mini" else 1),
+                "gamma": 0.1,
+                "guidance": {"tiny": 1.0, "mini": 1.0 if base else 0.0}.get(scale, 15.0 if guided else 6.0),
+                # A low value makes the weight oscillate (base and first two super-resolution stages); -1: constant.
+                "guidance_low": 1.0 if guided and scale in ("small", "paper") else -1.0,
+                "clip": "dynamic",
+                "percentile": 99.5,
+            },
+        }
+    )
+    return config

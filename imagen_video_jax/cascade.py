@@ -1,0 +1,223 @@
+"""`cascade.json` (stage -> checkpoint) and `Cascade`: prompts -> video. Needs nothing of training.
+
+    cascade = Cascade.load("out/demo/cascade.json")
+    video_BTHWC = cascade.sample(["a red circle moves left"], seed=0)       # uint8
+
+Sample number i of a job draws all its noise from (seed, i), whatever the batch split or the number of devices.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_video_jax import checkpoint, storage
+from imagen_video_jax.diffusion.samplers import SamplerConfig
+from imagen_video_jax.diffusion.schedules import Schedule
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.models.video_unet import VideoUNetConfig
+from imagen_video_jax.stages.stage import Stage, StageConfig
+from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.video import frames
+
+VERSION = 1
+
+
+@dataclasses.dataclass
+class Member:
+    """One stage of a cascade: its functions and its (EMA) weights."""
+
+    stage: Stage
+    params: dict
+    checkpoint: str
+
+
+def join(workdirs: Sequence[str], out: str | os.PathLike) -> dict:
+    """Writes `cascade.json` for trained stages, in order; refuses stages that do not fit together."""
+    entries, previous = [], None
+    out = pathlib.Path(out)
+    for workdir in workdirs:
+        if not pathlib.Path(workdir).is_dir():
+            raise UserError(f"no such stage folder: {workdir}")
+        path = checkpoint.require_newest(pathlib.Path(workdir))
+        values = checkpoint.read_meta(path)["config"]["stage"]
+        stage = stage_config(values)
+        check_fit(previous, stage)
+        relative = os.path.relpath(path.absolute(), out.absolute().parent)
+        entries.append({"name": stage.name, "checkpoint": relative, "step": int(path.name), "stage": values})
+        previous = stage
+    storage.writable_folder(out.parent)
+    cascade = {"version": VERSION, "stages": entries}
+    storage.write_json(out, cascade)
+    return cascade
+
+
+def check_fit(previous: StageConfig | None, stage: StageConfig) -> None:
+    """UserError unless `stage` can take what `previous` gives."""
+    if previous is None:
+        if stage.kind != "base":
+            raise UserError(f"a cascade starts with a base stage, {stage.name} is {stage.kind}")
+        return
+    if stage.kind == "base":
+        raise UserError(f"{stage.name} is a base stage and cannot follow {previous.name}")
+    given, wanted = previous.output_size, stage.input_size
+    if given != wanted:
+        raise UserError(f"{stage.name} takes {describe(wanted)}, but {previous.name} gives {describe(given)}")
+    if previous.network.text_width != stage.network.text_width:
+        raise UserError(
+            f"{stage.name} reads text {stage.network.text_width} wide, {previous.name} {previous.network.text_width}: "
+            "they were trained with different text encoders"
+        )
+
+
+def describe(size: tuple[int, int, int, float]) -> str:
+    count, height, width, fps = size
+    return f"{count} frames of {height}x{width} at {fps:g} fps"
+
+
+class Cascade:
+    """Trained stages in order, with their text encoder."""
+
+    def __init__(self, members: list[Member], encoder: TextEncoder | None = None):
+        self.members = members
+        self._encoder = encoder
+        self._compiled: dict = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Cascade":
+        """Reads `cascade.json`, verifies every checkpoint it names and loads the EMA weights."""
+        path = pathlib.Path(path)
+        content = storage.read_json(path)
+        if not isinstance(content, dict) or content.get("version") != VERSION or not content.get("stages"):
+            raise UserError(f"{path} is not a cascade of version {VERSION}")
+        members, previous = [], None
+        for entry in content["stages"]:
+            config = stage_config(entry["stage"])
+            check_fit(previous, config)
+            stage = Stage(config)
+            folder = path.parent / entry["checkpoint"]
+            if not folder.is_dir():
+                raise UserError(f"{path} names checkpoint {folder}, which does not exist; make the cascade anew")
+            params = checkpoint.restore(checkpoint.verify(folder), "ema", stage.network.abstract)
+            members.append(Member(stage, params, entry["checkpoint"]))
+            previous = config
+        return cls(members)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            self._encoder = TextEncoder.minilm()
+        return self._encoder
+
+    @property
+    def names(self) -> list[str]:
+        return [member.stage.config.name for member in self.members]
+
+    def position(self, name: str) -> int:
+        """Index of a stage by its name, a unique part of it, its number from 1, or its kind (TSR, SSR: the first)."""
+        lower = name.lower()
+        if lower.isdecimal() and 1 <= int(lower) <= len(self.members):
+            return int(lower) - 1
+        kinds = {"base": "base", "tsr": "temporal_sr", "ssr": "spatial_sr"}
+        for index, member in enumerate(self.members):
+            config = member.stage.config
+            if lower in (config.name, config.kind) or kinds.get(lower) == config.kind:
+                return index
+        matches = [index for index, known in enumerate(self.names) if lower in known]
+        if len(matches) == 1:
+            return matches[0]
+        raise UserError(f"no single stage is named {name!r}; stages are {', '.join(self.names)}")
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        video_BTHWC: np.ndarray | None = None,
+        samplers: dict[int, dict] | None = None,
+        on_stage: Callable[[int, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """uint8 videos, BTHWC, one per prompt.
+
+        Args:
+          first: global number of the first prompt; number and seed alone decide the noise.
+          start, stop: first stage to run and the one after the last (all by default).
+          video_BTHWC: uint8 input of the start stage, where that is not the base.
+          samplers: stage index -> fields of its sampler to change.
+          on_stage: called with (index, uint8 videos) after each stage.
+        """
+        stop = len(self.members) if stop is None else stop
+        if (video_BTHWC is None) != (self.members[start].stage.config.kind == "base"):
+            raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
+        text_BLD, mask_BL = self.encoder(list(prompts))
+        index_B = jnp.arange(first, first + len(prompts))
+        video = None if video_BTHWC is None else frames.to_unit(jnp.asarray(video_BTHWC))
+        for index in range(start, stop):
+            member = self.members[index]
+            length = member.stage.config.text_length
+            text, mask = fit_length(text_BLD, length), fit_length(mask_BL, length)
+            run = self._program(index, (samplers or {}).get(index, {}))
+            video = run(member.params, text, mask, index_B, jnp.asarray(seed, jnp.uint32), video)
+            if on_stage is not None:
+                on_stage(index, frames.to_uint8(video))
+        return frames.to_uint8(video)
+
+    def _program(self, index: int, changes: dict):
+        key = (index, tuple(sorted(changes.items())))
+        if key not in self._compiled:
+            stage = self.members[index].stage
+            sampler = changed_sampler(stage.config.sampler, changes)
+
+            @jax.jit
+            def run(params, text_BLD, text_mask_BL, index_B, seed, low_BTHWC):
+                return stage.sample(
+                    params,
+                    text_BLD=text_BLD,
+                    text_mask_BL=text_mask_BL,
+                    index_B=index_B,
+                    seed=seed,
+                    low_BTHWC=low_BTHWC,
+                    sampler=sampler,
+                )
+
+            self._compiled[key] = run
+        return self._compiled[key]
+
+
+def changed_sampler(sampler: SamplerConfig, changes: dict) -> SamplerConfig:
+    """A sampler with some fields replaced; UserError where the values are not allowed."""
+    try:
+        return dataclasses.replace(sampler, **changes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def fit_length(array_BL: np.ndarray, length: int) -> np.ndarray:
+    """Token axis padded with zeros, or cut, to `length`."""
+    array = np.asarray(array_BL)[:, :length]
+    padding = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, padding)
+
+
+def stage_config(values: dict) -> StageConfig:
+    """A StageConfig from the nested dict that a checkpoint or cascade.json holds."""
+
+    def plain(cls, fields):
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+    try:
+        nested = {
+            "schedule": plain(Schedule, values["schedule"]),
+            "sampler": plain(SamplerConfig, values["sampler"]),
+            "network": plain(VideoUNetConfig, values["network"]),
+        }
+        return plain(StageConfig, {**values, **nested})
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"the stage's stored config is not one of this version: {error}") from None

@@ -1,0 +1,193 @@
+"""`imagen-video COMMAND`: parsing and one-line errors. Heavy imports happen inside each command."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import warnings
+
+from imagen_video_jax import __version__
+from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with this program's one-line errors."""
+
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code (see errors.py)."""
+    try:
+        parsed, rest = _parser().parse_known_args(arguments)
+        if rest and parsed.command != "train":
+            raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {parsed.command} --help")
+        return parsed.run(parsed, rest) or DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="imagen-video", description="Train and sample an Imagen Video cascade.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    train = command("train", _train, "Train one stage; run again to go on where it stopped.")
+    train.add_argument(
+        "--config", required=True, metavar="FILE.py[:SCALE]", help="e.g. experiments/base_16f_24x40.py:mini"
+    )
+    train.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl, TensorBoard events, samples")
+    train.epilog = "Any field of the config is set as --config.FIELD=VALUE, e.g. --config.steps=100 --config.data=DIR."
+
+    cascade = command("cascade", _cascade, "Join trained stages, in order, into cascade.json.")
+    cascade.add_argument(
+        "--stage", action="append", required=True, metavar="WORKDIR", help="repeated, from the base on"
+    )
+    cascade.add_argument("--out", required=True, metavar="FILE")
+
+    sample = command("sample", _sample, "Write one mp4 per prompt and number.")
+    sample.add_argument("--cascade", required=True, metavar="FILE", help="cascade.json")
+    sample.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
+    sample.add_argument("--prompts", metavar="FILE", help="one prompt a line")
+    sample.add_argument("--out", required=True, metavar="DIR")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--num", type=int, default=1, help="videos per prompt")
+    sample.add_argument("--steps", metavar="N[,N...]", help="network calls, for all stages or one number per stage run")
+    sample.add_argument("--guidance", metavar="W[,W...]", help="guidance weight, likewise")
+    sample.add_argument("--batch", type=int, default=4, help="videos sampled at once")
+    sample.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
+    sample.add_argument("--stop-after", metavar="STAGE")
+    sample.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
+    sample.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
+
+    embed = command("embed", _embed, "Embed prompts into an .npz file.")
+    embed.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
+    embed.add_argument("--encoder", choices=("minilm",), default="minilm")
+    embed.add_argument("--npz", required=True, metavar="FILE")
+
+    demo = command("demo", _demo, "Train the seven mini stages on the embedded data set and sample videos.")
+    demo.add_argument("--out", required=True, metavar="DIR")
+    demo.add_argument("--minutes", type=float, default=None, help="training time for all stages")
+    demo.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _train(arguments, overrides: list[str]) -> int:
+    from imagen_video_jax import configs
+    from imagen_video_jax.training.loop import train
+
+    _use_compilation_cache()
+    config = configs.with_data(configs.training(arguments.config, overrides))
+    with _stop_on_sigterm() as should_stop:
+        train(config, pathlib.Path(arguments.workdir), should_stop=should_stop)
+        return STOPPED_AFTER_SAVING if should_stop() else DONE
+
+
+def _cascade(arguments, _) -> None:
+    from imagen_video_jax.cascade import join
+
+    joined = join(arguments.stage, arguments.out)
+    print(f"{arguments.out}: {len(joined['stages'])} stages")
+
+
+def _sample(arguments, _) -> None:
+    from imagen_video_jax.sampling import SampleRequest, sample_to_folder
+
+    if arguments.num < 1 or arguments.batch < 1:
+        raise UserError(f"--num and --batch must be at least 1, got {arguments.num} and {arguments.batch}")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must be in [0, 2^32), got {arguments.seed}")
+    request = SampleRequest(
+        prompts=tuple(_prompts(arguments)),
+        num=arguments.num,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        steps=_numbers("--steps", arguments.steps, int),
+        guidance=_numbers("--guidance", arguments.guidance, float),
+        start_at=arguments.start_at,
+        stop_after=arguments.stop_after,
+        input=arguments.input,
+        keep_stages=arguments.keep_stages,
+    )
+    _use_compilation_cache()
+    sample_to_folder(arguments.cascade, request, pathlib.Path(arguments.out))
+
+
+def _prompts(arguments) -> list[str]:
+    if bool(arguments.prompt) == bool(arguments.prompts):
+        raise UserError("give either --prompt TEXT or --prompts FILE")
+    return arguments.prompt if arguments.prompt else _lines(arguments.prompts)
+
+
+def _lines(path: str) -> list[str]:
+    """The non-empty lines of a prompt file."""
+    try:
+        lines = [line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from None
+    if not lines:
+        raise UserError(f"{path} holds no prompt; one a line is expected")
+    return lines
+
+
+def _numbers(name: str, text: str | None, kind) -> tuple:
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError(f"{name} must be a number, or one per stage with commas, got {text!r}") from None
+
+
+def _embed(arguments, _) -> None:
+    from imagen_video_jax.data.embed_captions import embed_prompts_to_npz
+    from imagen_video_jax.text.embed import TextEncoder
+
+    embed_prompts_to_npz(_lines(arguments.prompts), TextEncoder.minilm(), pathlib.Path(arguments.npz))
+
+
+def _demo(arguments, _) -> None:
+    from imagen_video_jax.demo import DEFAULT_MINUTES, run
+
+    minutes = DEFAULT_MINUTES if arguments.minutes is None else arguments.minutes
+    if not minutes > 0:
+        raise UserError(f"--minutes must be above 0, got {minutes:g}")
+    _use_compilation_cache()
+    print(json.dumps(run(pathlib.Path(arguments.out), minutes=minutes, seed=arguments.seed), indent=2))
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm():
+    """Yields a function that says whether SIGTERM came; a second one ends the process at once."""
+    asked = []
+
+    def handle(number, frame):
+        asked.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _use_compilation_cache() -> None:
+    """Compiled programs are kept in the user cache, so that running a command again starts at once."""
+    import jax
+
+    from imagen_video_jax.storage import user_cache
+
+    # Whether the folder can be written is not this command's business: jax warns and compiles.
+    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
+    warnings.filterwarnings("ignore", message=".*compilation cache.*")

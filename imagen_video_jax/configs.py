@@ -1,0 +1,173 @@
+"""Config file -> checked frozen dataclasses: the only reader of ConfigDict in the package.
+
+`experiments/FILE.py[:SCALE]` is a Python file with `get_config(scale) -> ConfigDict`. A file that is not on disk is looked
+for in the installed package, so that the same names work outside a checkout. An unknown field is an error that names
+the nearest one.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pathlib
+import sys
+import types
+import typing
+
+from ml_collections import ConfigDict
+
+from imagen_video_jax import storage
+from imagen_video_jax.data.default_set import default_set
+from imagen_video_jax.data.sources import open_source
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.embedding_cache import embed_captions
+from imagen_video_jax.training.loop import TrainConfig
+
+PREFIX = "--config."
+
+
+def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
+    """Reads `FILE.py[:SCALE]` and applies overrides of the form `--config.field=value`."""
+    name, _, scale = argument.partition(":")
+    module = _load_module(name)
+    try:
+        config = module.get_config(scale) if scale else module.get_config()
+    except ValueError as error:
+        raise UserError(f"--config {argument}: {error}") from None
+    for override in overrides:
+        _apply(config, override)
+    return config
+
+
+def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
+    """A checked training config."""
+    return to_dataclass(TrainConfig, load(argument, overrides).to_dict(), "config")
+
+
+def with_data(config: TrainConfig) -> TrainConfig:
+    """Fills in what was not given: the embedded default data set, and the embedding cache of the data's captions.
+
+    Embeddings are keyed by caption and encoder, so one cache in the user's folder serves every data set.
+    """
+    if not config.data:
+        default = default_set("tiny" if config.scale == "tiny" else "mini")
+        config = dataclasses.replace(
+            config,
+            data=str(default.train),
+            validation=config.validation or str(default.validation),
+            embeddings=config.embeddings or str(default.embeddings),
+        )
+    if not config.embeddings:
+        captions = [caption for folder in (config.data, config.validation) if folder for caption in captions_in(folder)]
+        folder = storage.user_cache() / "embeddings" / "minilm"
+        embed_captions(folder, captions, TextEncoder.minilm())
+        config = dataclasses.replace(config, embeddings=str(folder))
+    return config
+
+
+def captions_in(folder: str) -> list[str]:
+    """Every caption of a data folder."""
+    source = open_source(folder)
+    return [caption for example in (*source.videos, *source.images) for caption in example.captions]
+
+
+def to_dataclass(cls, values: dict, where: str):
+    """Builds a (nested) frozen dataclass from a dict; UserError for unknown, missing or wrong fields."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            raise UserError(f"unknown field {where}.{name}{_nearest(name, fields)}")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = to_dataclass(hint, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        built[name] = _optional(name, value, hint)
+    try:
+        return cls(**built)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.{error}" if isinstance(error, ValueError) else f"{where}: {error}") from None
+
+
+def _optional(name: str, value, hint):
+    """ConfigDict fields keep one type, so None is written as -1 or (0, 0) in the files."""
+    if types.NoneType not in typing.get_args(hint):
+        return value
+    return None if value in (-1.0, -1, (0, 0)) else value
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    if not override.startswith(PREFIX) or "=" not in override:
+        raise UserError(f"unknown argument {override!r}; config fields are set as {PREFIX}field=value")
+    path, text = override[len(PREFIX) :].split("=", 1)
+    *parents, last = path.split(".")
+    node, where = config, "config"
+    for name in [*parents, last]:
+        if not isinstance(node, ConfigDict) or name not in node:
+            known = list(node) if isinstance(node, ConfigDict) else []
+            raise UserError(f"unknown field {where}.{name}{_nearest(name, known)}")
+        parent, node, where = node, node[name], f"{where}.{name}"
+    parent[last] = _parse(where, text, node)
+
+
+def _parse(where: str, text: str, current):
+    """Text -> the type of the value it replaces."""
+    if isinstance(current, ConfigDict):
+        raise UserError(f"{where} is a group of fields: {', '.join(current)}")
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(current, tuple):
+            kind = type(current[0]) if current else str
+            parts = [part.strip().strip("'\"") for part in text.strip("()[] ").split(",") if part.strip()]
+            if kind is bool:
+                return tuple({"true": True, "1": True, "false": False, "0": False}[part.lower()] for part in parts)
+            return tuple(kind(part) for part in parts)
+        return type(current)(text)
+    except (ValueError, KeyError):
+        raise UserError(f"{where} must be of type {type(current).__name__} like {current!r}, got {text!r}") from None
+
+
+def _nearest(name: str, known) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def _load_module(name: str):
+    path = pathlib.Path(name)
+    if path.suffix != ".py":
+        raise UserError(f"--config must name a Python file like experiments/base_16f_24x40.py:mini, got {name!r}")
+    if path.is_file():
+        # Experiment files import `experiments`, which lies beside them.
+        for folder in (path.resolve().parent.parent, pathlib.Path(__file__).parent):
+            if (folder / "experiments" / "scales.py").is_file() and str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+        spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif path.parent.name == "experiments":
+        module = packaged(path.stem)
+    else:
+        raise UserError(f"no such config file: {name}")
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{name} has no get_config(scale)")
+    return module
+
+
+def packaged(stem: str):
+    """An experiment file of the installed package or of the checkout."""
+    try:
+        importlib.import_module("experiments.scales")
+    except ModuleNotFoundError:
+        # Installed from a wheel: the folder travels inside the package.
+        sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    try:
+        return importlib.import_module(f"experiments.{stem}")
+    except ModuleNotFoundError:
+        folder = pathlib.Path(importlib.import_module("experiments.scales").__file__).parent
+        known = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
+        raise UserError(f"no such config file: experiments/{stem}.py{_nearest(stem, known)}") from None

@@ -1,0 +1,355 @@
+"""The one loop, for every stage: batches -> train step -> metrics, samples, checkpoints; resumes where it was.
+
+Order within a step, not to be changed: draw the batch, dispatch the step, read the metrics of the step before, then
+save. A checkpoint holds the state after N updates, and the next batch to draw is number N: one integer is the whole
+data position.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_video_jax import checkpoint, partitioning, storage
+from imagen_video_jax.batch import Batch
+from imagen_video_jax.data.batches import evaluation_batches, open_batches
+from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.sources import Source, open_source
+from imagen_video_jax.errors import DIVERGED, UserError
+from imagen_video_jax.partitioning import MeshShape
+from imagen_video_jax.stages.stage import Stage, StageConfig, named_key
+from imagen_video_jax.text.embedding_cache import EmbeddingCache
+from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
+from imagen_video_jax.training.optimizer import OptimizerConfig, direction
+from imagen_video_jax.training.state import TrainState, abstract_state, initial_state, shardings_of
+from imagen_video_jax.training.step import StepConfig, batch_loss, make_train_step
+from imagen_video_jax.video.files import write_video
+from imagen_video_jax.video.frames import to_uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      stage, optimizer, step, mesh: see their classes.
+      data, validation: folders of captioned videos and images (validation may be empty: no held-out loss).
+      embeddings: embedding cache of their captions.
+      steps: updates; `max_seconds` ends the run earlier and makes the learning rate decay over time (0: no limit).
+      batch_size, image_batch_size: clips and images per step (either may be 0).
+      crop: of clips whose aspect differs from the stage's, "centre" or "random".
+      seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
+      init_from: workdir whose EMA weights start this run.
+      profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
+      scale: name of the scale the config was made for; part of a workdir's identity.
+    """
+
+    stage: StageConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+    mesh: MeshShape = MeshShape()
+    data: str = ""
+    validation: str = ""
+    embeddings: str = ""
+    steps: int = 1000
+    max_seconds: float = 0.0
+    batch_size: int = 16
+    image_batch_size: int = 8
+    crop: str = "centre"
+    seed: int = 0
+    checkpoint_every: int = 1000
+    log_every: int = 10
+    sample_every: int = 0
+    evaluate_every: int = 0
+    keep: int = 3
+    init_from: str = ""
+    profile_steps: int = 0
+    scale: str = ""
+
+    def __post_init__(self):
+        at_least_one = ("steps", "checkpoint_every", "log_every", "keep")
+        for field in at_least_one:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("batch_size", "image_batch_size", "sample_every", "evaluate_every", "profile_steps"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
+        if self.batch_size + self.image_batch_size < 1:
+            raise ValueError("batch_size and image_batch_size are both 0: there is nothing to train on")
+
+
+# Fields that may change when a run resumes; any other change is refused with the difference.
+FREE_ON_RESUME = {
+    "data", "validation", "embeddings", "steps", "max_seconds", "checkpoint_every", "log_every", "sample_every",
+    "evaluate_every", "keep", "init_from", "profile_steps", "mesh", "stage.sampler",
+}  # fmt: skip
+
+
+def train(config: TrainConfig, workdir: pathlib.Path, *, should_stop: Callable[[], bool] = lambda: False) -> TrainState:
+    """Trains until `steps` (or the time budget), resuming from the newest good checkpoint in `workdir`.
+
+    When `should_stop()` becomes true the run ends after the step in flight, saved.
+    """
+    workdir = storage.writable_folder(workdir)
+    with storage.directory_lock(workdir):
+        return _Run(config, workdir, should_stop).run()
+
+
+class _Run:
+    """What one call of `train` holds while it lasts."""
+
+    def __init__(self, config: TrainConfig, workdir: pathlib.Path, should_stop: Callable[[], bool]):
+        self.config, self.workdir, self.should_stop = config, workdir, should_stop
+        self.checkpoints = workdir / "checkpoints"
+        self.identity = identity(config)
+        self.meta = self._find_start()
+        self.mesh = partitioning.make_mesh(config.mesh)
+        self._check_divisible()
+        self.source = open_source(config.data)
+        self.validation = open_source(config.validation) if config.validation else None
+        self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
+        self._check_text_width()
+        self.stage = Stage(config.stage)
+        self.key = jax.random.key(config.seed)
+        self.start_step = self.meta["step"] if self.meta else 0
+        self.seconds_before = self.meta["seconds"] if self.meta else 0.0
+
+    def run(self) -> TrainState:
+        state = self._start_state()
+        step_number = self.start_step
+        if self._finished(step_number, self.seconds_before):
+            return state
+        train_step = self._jit_step()
+        batches = self._open_batches(step_number)
+        writer = MetricsWriter(self.workdir, start_step=step_number)
+        bar, task = progress_bar(self.config.stage.name, self.config.steps, step_number)
+        began, pending = time.monotonic(), None
+        with bar:
+            while not self._finished(step_number, elapsed := self.seconds_before + time.monotonic() - began):
+                batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+                state, metrics = train_step(state, batch, self.key, self._progress(step_number, elapsed))
+                step_number += 1
+                self._log(writer, pending)
+                pending = (step_number, metrics)
+                bar.update(task, completed=step_number, note=self._note(batches))
+                self._profile(step_number)
+                self._between_steps(state, step_number, writer, elapsed)
+            self._log(writer, pending, always=True)
+            self._save(state, step_number, self.seconds_before + time.monotonic() - began)
+        writer.close()
+        self._report_skipped(batches)
+        return state
+
+    # Starting.
+
+    def _find_start(self) -> dict | None:
+        newest = checkpoint.newest(self.checkpoints)
+        if newest is None:
+            return None
+        meta = checkpoint.read_meta(newest) | {"path": newest}
+        stored, wanted = meta["identity"], self.identity
+        for field in ("stage.name", "scale"):
+            if stored.get(field) != wanted.get(field):
+                raise UserError(
+                    f"{self.workdir} belongs to {stored['stage.name']} at scale {stored.get('scale') or 'custom'!r}, this "
+                    f"is {wanted['stage.name']} at scale {wanted.get('scale') or 'custom'!r}; use another --workdir"
+                )
+        changed = [
+            f"{f}: {stored.get(f)} -> {wanted.get(f)}"
+            for f in sorted({*stored, *wanted})
+            if stored.get(f) != wanted.get(f)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.workdir} was trained with other settings ({'; '.join(changed[:6])}); use another --workdir"
+            )
+        return meta
+
+    def _start_state(self) -> TrainState:
+        abstract = abstract_state(self.stage, direction(self.config.optimizer), self.mesh)
+        if self.meta is not None:
+            trees = {name: getattr(abstract, name) for name in ("params", "ema", "optimizer")}
+            restored = {name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()}
+            step = jax.device_put(jnp.asarray(self.meta["step"], jnp.int32), abstract.step.sharding)
+            return TrainState(step=step, **restored)
+        init = jax.jit(
+            lambda key: initial_state(self.stage, direction(self.config.optimizer), key),
+            out_shardings=shardings_of(abstract),
+        )
+        state = init(named_key(self.key, "init"))
+        if self.config.init_from:
+            path = checkpoint.require_newest(pathlib.Path(self.config.init_from))
+            params = checkpoint.restore(path, "ema", abstract.params)
+            state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+        return state
+
+    def _check_divisible(self) -> None:
+        divisor = partitioning.batch_divisor(self.mesh) * self.config.step.accumulate
+        for field in ("batch_size", "image_batch_size"):
+            size = getattr(self.config, field)
+            if size % divisor:
+                raise UserError(f"{field} {size} must be divisible by {divisor} (data x fsdp devices x accumulation)")
+
+    def _check_text_width(self) -> None:
+        width, wanted = self.embeddings.width, self.config.stage.network.text_width
+        if width != wanted:
+            raise UserError(
+                f"embeddings {self.config.embeddings} are {width} wide, stage.network.text_width is {wanted}"
+            )
+
+    def _open_batches(self, step: int) -> dict:
+        config, stage = self.config, self.config.stage
+        wanted = {
+            "video": (self.source.videos, config.batch_size, stage.frames),
+            "image": (self.source.images, config.image_batch_size, 1),
+        }
+        streams = {
+            kind: open_batches(
+                examples,
+                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop),
+                batch_size=size,
+                seed=config.seed,
+                embeddings=self.embeddings,
+                text_length=stage.text_length,
+                start_step=step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            for kind, (examples, size, frames) in wanted.items()
+            if size and examples
+        }
+        if not streams:
+            raise UserError(
+                f"{config.data} holds nothing to train on with batch_size {config.batch_size} and image_batch_size {config.image_batch_size}"
+            )
+        return streams
+
+    # One step.
+
+    def _jit_step(self) -> Callable:
+        step = make_train_step(self.stage, self.config.optimizer, self.config.step)
+
+        def traced(*args):
+            with partitioning.activate(self.mesh):
+                return step(*args)
+
+        return jax.jit(traced, donate_argnums=0)
+
+    def _progress(self, step: int, seconds: float):
+        shares = [step / self.config.steps]
+        if self.config.max_seconds:
+            shares.append(seconds / self.config.max_seconds)
+        return jnp.asarray(max(shares), jnp.float32)
+
+    def _finished(self, step: int, seconds: float) -> bool:
+        out_of_time = self.config.max_seconds and seconds >= self.config.max_seconds and step > 0
+        return step >= self.config.steps or bool(out_of_time) or self.should_stop()
+
+    def _log(self, writer: MetricsWriter, pending, *, always: bool = False) -> None:
+        """Writes the metrics of the step before the one in flight, so that the device never waits for the host."""
+        if pending is None:
+            return
+        step, metrics = pending
+        if always or step % self.config.log_every == 0 or step == 1:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                raise UserError(
+                    f"the loss became {values['loss']} at step {step}; nothing after the last checkpoint is kept",
+                    DIVERGED,
+                )
+            writer.write(step, values)
+            self.last_loss = values["loss"]
+
+    last_loss = float("nan")
+
+    def _note(self, batches: dict) -> str:
+        skipped = sum(len(stream.skipped) for stream in batches.values())
+        return f"loss {self.last_loss:.4f}" + (f", {skipped} unreadable" if skipped else "")
+
+    def _between_steps(self, state, step: int, writer, seconds: float) -> None:
+        config = self.config
+        if config.evaluate_every and step % config.evaluate_every == 0 and self.validation:
+            writer.write(step, self._held_out_loss(state), kind="held_out")
+        if config.sample_every and step % config.sample_every == 0:
+            self._write_samples(state, step)
+        if step % config.checkpoint_every == 0 and step < config.steps:
+            self._save(state, step, seconds)
+
+    def _profile(self, step: int) -> None:
+        if self.config.profile_steps and step == self.start_step + 10:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+        if self.config.profile_steps and step == self.start_step + 10 + self.config.profile_steps:
+            jax.profiler.stop_trace()
+
+    # Looking at the model.
+
+    def _evaluation_batches(self, source: Source, size: int):
+        stage = self.config.stage
+        spec = ClipSpec(stage.frames, stage.height, stage.width, stage.fps)
+        return evaluation_batches(
+            source.videos, spec, batch_size=size, embeddings=self.embeddings, text_length=stage.text_length
+        )
+
+    def _held_out_loss(self, state: TrainState) -> dict:
+        """Mean loss of the EMA weights over the validation clips, with fixed noise."""
+        if not hasattr(self, "_evaluate"):
+            self._evaluate = jax.jit(
+                lambda params, batch, key: batch_loss(self.stage, params, {"video": batch}, key, self.config.step)[1]
+            )
+        rows, key = [], jax.random.key(0)
+        for number, batch in enumerate(self._evaluation_batches(self.validation, max(self.config.batch_size, 1))):
+            rows.append(self._evaluate(state.ema, batch, jax.random.fold_in(key, number)))
+        return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
+
+    def _write_samples(self, state: TrainState, step: int) -> None:
+        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
+        batch = next(iter(self._evaluation_batches(self.validation or self.source, 4)))
+        videos = self._sample(state.ema, batch)
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        row = np.concatenate(list(to_uint8(videos)), axis=2)
+        write_video(folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
+
+    def _sample(self, params, batch: Batch):
+        if not hasattr(self, "_sampler"):
+            self._sampler = jax.jit(self.stage.sample_from_batch)
+        return self._sampler(params, batch)
+
+    # Ending.
+
+    def _save(self, state: TrainState, step: int, seconds: float) -> None:
+        trees = {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
+        meta = {"identity": self.identity, "seconds": seconds, "config": as_dict(self.config)}
+        checkpoint.save(self.checkpoints, step, trees, meta, keep=self.config.keep)
+
+    def _report_skipped(self, batches: dict) -> None:
+        skipped = {path: reason for stream in batches.values() for path, reason in stream.skipped.items()}
+        if skipped:
+            path, reason = next(iter(skipped.items()))
+            print(f"{len(skipped)} unreadable files were skipped, the first: {path}: {reason}")
+
+
+def as_dict(config) -> dict:
+    """A config as JSON-serialisable nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def identity(config: TrainConfig) -> dict[str, object]:
+    """Every field that may not change on resume, flat, JSON-like."""
+
+    def flat(value, prefix):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from flat(item, f"{prefix}{name}.")
+        else:
+            yield prefix[:-1], list(value) if isinstance(value, tuple) else value
+
+    fields = dict(flat(as_dict(config), ""))
+    free = tuple(FREE_ON_RESUME)
+    return {
+        name: value for name, value in fields.items() if not any(name == f or name.startswith(f + ".") for f in free)
+    }

@@ -1,0 +1,96 @@
+"""One decoded video -> one clip of fixed frames, height, width and frame rate.
+
+Time: a window is chosen at random, its frames are those nearest to the ticks of the wanted rate (nothing is blended),
+so the window's first frame is also the phase of the frame skip. Space: an antialiased resize, aspect kept, until the
+frame just covers the target, then a crop. No flips: a caption may say left.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.files import Video, select_frames
+from imagen_video_jax.video.frames import resize_uint8
+
+
+class ShortClipError(UserError):
+    """A video with too few frames for the clip, where the spec says to skip those."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+    """What every clip of a batch looks like.
+
+    Attributes:
+      frames: 1 for images (a video then gives one of its frames).
+      height, width: pixels.
+      fps: frames per second of the clip; 0 exactly when `frames` is 1.
+      crop: where the covered frame is cut.
+      short: a video that ends before the clip does repeats its last frame, or is skipped.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    crop: Literal["centre", "random"] = "centre"
+    short: Literal["repeat", "skip"] = "repeat"
+
+    def __post_init__(self):
+        if min(self.frames, self.height, self.width) < 1:
+            raise UserError(f"a clip needs positive sizes, got {self.frames} x {self.height} x {self.width}")
+        if (self.frames == 1) != (self.fps == 0) or self.fps < 0:
+            raise UserError(f"fps is 0 for one frame and positive for more, got {self.frames} frames at {self.fps}")
+        if self.crop not in ("centre", "random") or self.short not in ("repeat", "skip"):
+            raise UserError(f"crop is centre or random and short is repeat or skip, got {self.crop} and {self.short}")
+
+
+def cover_size(frame_height: int, frame_width: int, *, height: int, width: int) -> tuple[int, int]:
+    """The smallest size of the same aspect that covers height x width."""
+    if frame_height * width <= frame_width * height:  # wider than the target: the height decides
+        return height, max(width, round(frame_width * height / frame_height))
+    return max(height, round(frame_height * width / frame_width)), width
+
+
+def cover(video_THWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    """Antialiased resize of uint8 frames to `cover_size`; again on its own result, it changes nothing."""
+    covered_height, covered_width = cover_size(*video_THWC.shape[1:3], height=height, width=width)
+    return resize_uint8(video_THWC, covered_height, covered_width)
+
+
+def frames_needed(spec: ClipSpec, fps: float) -> int:
+    """How many consecutive frames at `fps` a clip spans."""
+    if spec.frames == 1:
+        return 1
+    return int(np.floor((spec.frames - 1) * fps / spec.fps + 0.5)) + 1
+
+
+def is_short(video: Video, spec: ClipSpec) -> bool:
+    return len(video.frames_THWC) < frames_needed(spec, video.fps)
+
+
+def cut_clip(video: Video, spec: ClipSpec, rng: np.random.Generator) -> np.ndarray:
+    """uint8 THWC of the spec's size. Depends on the video, the spec and `rng` only.
+
+    Raises:
+      ShortClipError: the video is too short and the spec says `short="skip"`.
+    """
+    count = len(video.frames_THWC)
+    needed = frames_needed(spec, video.fps)
+    if needed > count and spec.short == "skip":
+        raise ShortClipError(
+            f"too short: {count} frames at {video.fps:g} frames/s, {spec.frames} at {spec.fps:g} need {needed}"
+        )
+    start = int(rng.integers(max(0, count - needed) + 1))
+    if spec.frames == 1:
+        indices = np.array([start])
+    else:
+        indices = select_frames(count, fps=video.fps, target_fps=spec.fps, frames=spec.frames, start=start)
+    clip_THWC = cover(video.frames_THWC[indices], height=spec.height, width=spec.width)
+    spare_height, spare_width = clip_THWC.shape[1] - spec.height, clip_THWC.shape[2] - spec.width
+    top, left = spare_height // 2, spare_width // 2
+    if spec.crop == "random":
+        top, left = int(rng.integers(spare_height + 1)), int(rng.integers(spare_width + 1))
+    return np.ascontiguousarray(clip_THWC[:, top : top + spec.height, left : left + spec.width])

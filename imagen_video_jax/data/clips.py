@@ -26,7 +26,7 @@ class ClipSpec:
     Attributes:
       frames: 1 for images (a video then gives one of its frames).
       height, width: pixels.
-      fps: frames per second of the clip; 0 exactly when `frames` is 1.
+      fps: frames per second of the clip; a single frame has no rate, so it becomes 0.
       crop: where the covered frame is cut.
       short: a video that ends before the clip does repeats its last frame, or is skipped.
     """
@@ -34,15 +34,17 @@ class ClipSpec:
     frames: int
     height: int
     width: int
-    fps: float
+    fps: float = 0.0
     crop: Literal["centre", "random"] = "centre"
     short: Literal["repeat", "skip"] = "repeat"
 
     def __post_init__(self):
         if min(self.frames, self.height, self.width) < 1:
             raise UserError(f"a clip needs positive sizes, got {self.frames} x {self.height} x {self.width}")
-        if (self.frames == 1) != (self.fps == 0) or self.fps < 0:
-            raise UserError(f"fps is 0 for one frame and positive for more, got {self.frames} frames at {self.fps}")
+        if self.frames == 1:
+            object.__setattr__(self, "fps", 0.0)
+        elif not self.fps > 0:
+            raise UserError(f"a clip of {self.frames} frames needs a positive fps, got {self.fps}")
         if self.crop not in ("centre", "random") or self.short not in ("repeat", "skip"):
             raise UserError(f"crop is centre or random and short is repeat or skip, got {self.crop} and {self.short}")
 

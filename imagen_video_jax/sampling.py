@@ -46,11 +46,17 @@ class _Job:
 def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Path) -> list[dict]:
     """Writes the videos and returns the rows of `samples.jsonl`: prompt, number, seed, path."""
     cascade = Cascade.load(cascade_path)
-    return sample_with(cascade, request, out, name=str(cascade_path))
+    stages = out / "stages" if request.keep_stages else None
+    return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages)
 
 
-def sample_with(cascade: Cascade, request: SampleRequest, out: pathlib.Path, *, name: str) -> list[dict]:
-    """The same with a loaded cascade; `name` goes into the files' provenance."""
+def sample_with(
+    cascade: Cascade, request: SampleRequest, out: pathlib.Path, *, name: str, stage_videos: pathlib.Path | None = None
+) -> list[dict]:
+    """The same with a loaded cascade.
+
+    Args: name goes into the files' provenance; stage_videos is where every stage's video goes, if anywhere.
+    """
     start = cascade.position(request.start_at) if request.start_at else 0
     stop = cascade.position(request.stop_after) + 1 if request.stop_after else len(cascade.members)
     if stop <= start:
@@ -80,13 +86,13 @@ def sample_with(cascade: Cascade, request: SampleRequest, out: pathlib.Path, *, 
                 stop=stop,
                 video_BTHWC=None if video is None else np.repeat(video[None], size, axis=0),
                 samplers=samplers,
-                on_stage=kept.__setitem__ if request.keep_stages else None,
+                on_stage=kept.__setitem__ if stage_videos else None,
             )
             fps = {index: cascade.members[index].stage.config.fps for index in range(start, stop)}
             for row, job in enumerate(chunk):
                 meta = _provenance(job, request.seed, name)
                 for index, videos in kept.items():
-                    folder = out / "stages" / f"{index + 1}_{cascade.names[index]}"
+                    folder = stage_videos / f"{index + 1}_{cascade.names[index]}"
                     folder.mkdir(parents=True, exist_ok=True)
                     write_video(folder / job.file, videos[row], fps=fps[index], metadata=meta)
                 write_video(out / job.file, last[row], fps=fps[stop - 1], metadata=meta)

@@ -1,0 +1,135 @@
+"""The main job on the embedded default, end to end: data, seven trained stages, videos, scores, a report.
+
+Every part leaves its result on disk and is skipped when it is there, so an interrupted demo goes on where it was.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+import numpy as np
+
+from imagen_video_jax import configs, storage
+from imagen_video_jax.cascade import Cascade, join
+from imagen_video_jax.data import motion_shapes
+from imagen_video_jax.evaluation.judge import Judge
+from imagen_video_jax.evaluation.report import Report
+from imagen_video_jax.sampling import SampleRequest, sample_with
+from imagen_video_jax.training.loop import train
+from imagen_video_jax.training.metrics import read_rows
+
+DEFAULT_MINUTES = 12.0
+# Share of the training time of each stage: the base decides what is in the picture.
+SHARES = (0.52, 0.07, 0.07, 0.08, 0.08, 0.08, 0.10)
+JUDGED = 64
+# The last three show combinations held out of training, or words that no caption used.
+PROMPTS = 9
+
+
+def run(out: pathlib.Path, *, minutes: float, seed: int) -> dict:
+    """Runs the demo in folder `out`; returns the scores and times that the report shows."""
+    out = storage.writable_folder(out)
+    with storage.directory_lock(out):
+        began = time.monotonic()
+        workdirs = train_stages(out, minutes=minutes, seed=seed)
+        join([str(folder) for folder in workdirs], out / "cascade.json")
+        cascade = Cascade.load(out / "cascade.json")
+        sampled = sample_prompts(cascade, out, seed)
+        scores = judge_base(cascade, out, seed)
+        summary = {"minutes": minutes, "scores": scores, "seconds": round(time.monotonic() - began, 1)}
+        write_report(out, workdirs, sampled, summary)
+    print(f"videos: {out / 'videos'}   report: {out / 'report.html'}")
+    return summary
+
+
+def stage_names() -> tuple[str, ...]:
+    return configs.packaged("scales").STAGES
+
+
+def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathlib.Path]:
+    """Trains each mini stage for its share of the time; returns their workdirs."""
+    workdirs = []
+    for number, (name, share) in enumerate(zip(stage_names(), SHARES), 1):
+        config = configs.with_data(configs.training(f"experiments/{name}.py:mini"))
+        config = dataclasses.replace(
+            config, max_seconds=share * minutes * 60, steps=1_000_000, checkpoint_every=200, seed=seed, keep=1
+        )
+        workdir = out / "stages" / f"{number}_{name}"
+        print(f"[{number}/7] {name}: {config.max_seconds:.0f} s of training", flush=True)
+        train(config, workdir)
+        workdirs.append(workdir)
+    return workdirs
+
+
+def prompts() -> list[tuple[str, str]]:
+    """(prompt, what it tests): seen combinations, held-out combinations, paraphrases in words of no caption."""
+    listed = []
+    for index in range(PROMPTS):
+        kind = ("seen", "held_out", "paraphrase")[0 if index < PROMPTS - 4 else 1 if index < PROMPTS - 2 else 2]
+        scene = motion_shapes.make_scene(123, index, split="held_out" if kind == "held_out" else "validation")
+        text = motion_shapes.paraphrase_of(scene) if kind == "paraphrase" else motion_shapes.captions_of(scene, 1)[0]
+        listed.append((text, kind))
+    return listed
+
+
+def sample_prompts(cascade: Cascade, out: pathlib.Path, seed: int) -> list[dict]:
+    """Final videos into DIR/videos, every stage's into DIR/stage_videos."""
+    done = out / "videos" / "samples.jsonl"
+    if done.exists() and done.stat().st_mtime > (out / "cascade.json").stat().st_mtime:
+        return [json.loads(line) for line in done.read_text().splitlines()]
+    request = SampleRequest(prompts=tuple(text for text, _ in prompts()), seed=seed, batch=3)
+    return sample_with(
+        cascade, request, out / "videos", name=str(out / "cascade.json"), stage_videos=out / "stage_videos"
+    )
+
+
+def judge_base(cascade: Cascade, out: pathlib.Path, seed: int) -> dict:
+    """What the judge reads off base samples of validation captions, against what the captions say."""
+    scenes = [motion_shapes.make_scene(321, index, split="validation") for index in range(JUDGED)]
+    captions = [motion_shapes.captions_of(scene, 1)[0] for scene in scenes]
+    videos = [
+        cascade.sample(captions[begin : begin + 16], seed=seed, first=begin, stop=1) for begin in range(0, JUDGED, 16)
+    ]
+    scores = Judge.load().score(list(np.concatenate(videos)), scenes)
+    storage.write_json(out / "scores.json", scores)
+    return scores
+
+
+def write_report(out: pathlib.Path, workdirs: list[pathlib.Path], sampled: list[dict], summary: dict) -> None:
+    report = Report("Imagen Video in JAX: a miniature of the whole cascade")
+    report.paragraph(
+        f"Seven diffusion models, trained for {summary['minutes']:g} minutes altogether on the embedded data set "
+        "motion_shapes, on this machine."
+    )
+    report.heading("Final videos: 64 frames of 96x160 at 24 fps")
+    kinds = dict(prompts())
+    report.videos(
+        [(out / "videos" / row["path"], f"{row['prompt']} ({kinds.get(row['prompt'], '')})") for row in sampled]
+    )
+    report.heading("Scores of 64 base samples, read by the judge")
+    rows = [[name, f"{value['accuracy']:.0%}", _interval(value)] for name, value in summary["scores"].items()]
+    report.table(["attribute", "right", "95% interval"], rows)
+    report.heading("Every stage, for the first prompts")
+    for number, name in enumerate(stage_names(), 1):
+        report.paragraph(f"{number}. {name}")
+        folder = out / "stage_videos" / f"{number}_{name}"
+        report.videos([(folder / row["path"], row["prompt"]) for row in sampled[:4]])
+    report.heading("Training loss")
+    curves = {}
+    for workdir in workdirs:
+        train_rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "train"]
+        curves[workdir.name[:22]] = [(row["step"], row["loss"]) for row in train_rows[1:]]
+    report.curves(curves, x="steps", y="loss")
+    report.heading("What next")
+    report.paragraph("Sample your own prompts:")
+    report.command(f'imagen-video sample --cascade {out}/cascade.json --prompt "a red circle moves left" --out {out}/mine')
+    report.paragraph("Train longer (an hour makes a visible difference), or on your own folder of captioned videos:")
+    report.command("imagen-video demo --out out/longer --minutes 60")
+    report.command("imagen-video train --config experiments/base_16f_24x40.py:mini --config.data=DIR --workdir out/base")
+    storage.write_text(out / "report.html", report.html())
+
+
+def _interval(value: dict) -> str:
+    low, high = value["interval"]
+    return f"{low:.0%} to {high:.0%}"

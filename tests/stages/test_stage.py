@@ -1,0 +1,152 @@
+"""What a stage sees, shown by gradients, and what its noise depends on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_video_jax.functional import parameter_count
+from imagen_video_jax.stages.stage import Conditions, Stage, StageConfig
+from tests.stages.stage_kinds import NAMES, random_batch, tiny
+
+
+def shaken(params, seed=0):
+    """Parameters with every zero-initialised layer made active, so that gradients can flow."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(structure, [leaf + 0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves)])
+
+
+def conditions_of(stage: Stage, batch) -> Conditions:
+    x = jnp.asarray(batch.video_BTHWC, jnp.float32) / 127.5 - 1
+    return stage._training_conditions(batch, x, lambda name: jax.random.split(jax.random.key(7), len(batch)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_changes_nothing_but_itself(name):
+    config = tiny(name, text_drop=0.0)
+    stage = Stage(dataclasses.replace(config, crop=None))
+    batch = random_batch(config, size=3, images=True)
+    params = shaken(stage.init(jax.random.key(0)))
+    conditions = conditions_of(stage, batch)
+    z = jax.random.normal(jax.random.key(2), batch.video_BTHWC.shape)
+
+    def second(z):
+        return jnp.sum(stage.predict(params, z, jnp.zeros(3), conditions)[1] ** 2)
+
+    gradient = jax.jit(jax.grad(second))(z)
+    assert jnp.abs(gradient[1]).max() > 0
+    assert jnp.abs(gradient[0]).max() == jnp.abs(gradient[2]).max() == 0
+
+
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[1], NAMES[6]])
+def test_a_frame_of_a_video_sees_its_neighbours(name):
+    config = dataclasses.replace(tiny(name, text_drop=0.0), crop=None)
+    stage = Stage(config)
+    batch = random_batch(config, size=1)
+    params = shaken(stage.init(jax.random.key(0)))
+    conditions = conditions_of(stage, batch)
+    z = jax.random.normal(jax.random.key(2), batch.video_BTHWC.shape)
+    middle = config.frames // 2
+    gradient = jax.jit(
+        jax.grad(lambda z: jnp.sum(stage.predict(params, z, jnp.zeros(1), conditions)[:, middle] ** 2))
+    )(z)
+    reach = jnp.abs(gradient).max(axis=(0, 2, 3, 4))
+    assert (reach[middle - 1 : middle + 2] > 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_low_resolution_and_noise_levels_matter(name):
+    config = dataclasses.replace(tiny(name, text_drop=0.0), crop=None)
+    stage = Stage(config)
+    batch = random_batch(config, size=1)
+    params = shaken(stage.init(jax.random.key(0)))
+    given = conditions_of(stage, batch)
+    z = jax.random.normal(jax.random.key(2), batch.video_BTHWC.shape)
+    predict = jax.jit(stage.predict)
+    reference = predict(params, z, jnp.zeros(1), given)
+    changes = {
+        "text": dataclasses.replace(given, text_BLD=given.text_BLD + 1),
+        "fps": dataclasses.replace(given, fps_B=given.fps_B * 2),
+    }
+    if config.kind != "base":
+        changes["low"] = dataclasses.replace(given, low_BTHWC=given.low_BTHWC + 0.5)
+        changes["low noise"] = dataclasses.replace(given, low_logsnr_B=given.low_logsnr_B + 3)
+    for what, changed in changes.items():
+        assert jnp.abs(predict(params, z, jnp.zeros(1), changed) - reference).max() > 1e-4, what
+    assert jnp.abs(predict(params, z, jnp.ones(1) * 3, given) - reference).max() > 1e-4
+    padding = dataclasses.replace(given, text_BLD=jnp.where(given.text_mask_BL[..., None], given.text_BLD, 99.0))
+    np.testing.assert_allclose(predict(params, z, jnp.zeros(1), padding), reference, atol=1e-5)
+
+
+def test_the_video_stays_when_the_text_is_dropped():
+    stage = Stage(tiny(NAMES[2], text_drop=1.0))
+    batch = random_batch(stage.config, size=2)
+    given = conditions_of(stage, batch)
+    assert not given.text_BLD.any()
+    assert given.text_mask_BL[:, 0].all()
+    assert not given.text_mask_BL[:, 1:].any()
+    assert jnp.abs(given.low_BTHWC).max() > 0
+    null = given.unconditional()
+    np.testing.assert_array_equal(null.text_BLD, given.text_BLD)
+    np.testing.assert_array_equal(null.text_mask_BL, given.text_mask_BL)
+
+
+def test_blank_frames_are_marked_and_repeated_frames_repeat():
+    for fill in ("blank", "repeat"):
+        stage = Stage(tiny(NAMES[1], fill=fill))
+        given = conditions_of(stage, random_batch(stage.config, size=1))
+        frames = np.asarray(given.low_BTHWC[0])
+        if fill == "blank":
+            assert given.low_mask_BT[0].tolist() == [1, 0] * (stage.config.frames // 2)
+            assert not frames[1::2].any()
+        else:
+            np.testing.assert_array_equal(frames[0::2], frames[1::2])
+
+
+def test_noise_does_not_depend_on_how_a_batch_is_split():
+    stage = Stage(tiny(NAMES[0]))
+    params = shaken(stage.init(jax.random.key(0)))
+    batch = random_batch(stage.config, size=4)
+    sample = jax.jit(lambda text, mask, index: stage.sample(params, text_BLD=text, text_mask_BL=mask, index_B=index, seed=3))
+    whole = sample(batch.text_BLD, batch.text_mask_BL, jnp.arange(4))
+    halves = [sample(batch.text_BLD[i : i + 2], batch.text_mask_BL[i : i + 2], jnp.arange(i, i + 2)) for i in (0, 2)]
+    np.testing.assert_allclose(whole, np.concatenate(halves), atol=2e-4)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+
+
+def test_the_loss_of_a_part_is_the_part_of_the_loss():
+    stage = Stage(tiny(NAMES[6]))
+    params = shaken(stage.init(jax.random.key(0)))
+    batch = random_batch(stage.config, size=4)
+    key = jax.random.key(5)
+    whole, _ = jax.jit(stage.loss)(params, batch, key)
+    half = jax.tree.map(lambda a: a[2:], batch)
+    part, _ = jax.jit(lambda p, b: stage.loss(p, b, key, jnp.arange(2, 4), 4))(params, half)
+    np.testing.assert_allclose(whole[2:], part, rtol=1e-4)
+
+
+def test_a_fully_convolutional_stage_takes_any_size():
+    stage = Stage(tiny(NAMES[6]))
+    params = stage.init(jax.random.key(0))
+    batch = random_batch(stage.config, size=1)
+    low = jnp.zeros((1, 3, 8, 12, 3))
+    video = jax.jit(
+        lambda low: stage.sample(
+            params, text_BLD=batch.text_BLD, text_mask_BL=batch.text_mask_BL, index_B=jnp.arange(1), seed=0, low_BTHWC=low
+        )
+    )(low)
+    assert video.shape == (1, 3, 16, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), zip(NAMES, (5.6, 1.7, 1.4, 1.2, 0.78, 0.63, 0.34)), ids=NAMES
+)
+def test_paper_scale_has_the_published_number_of_parameters(name, billions):
+    from experiments import defaults
+    from imagen_video_jax.configs import to_dataclass
+
+    config = to_dataclass(StageConfig, defaults.training(name, "paper").stage.to_dict(), "stage")
+    assert parameter_count(Stage(config).network.abstract) / 1e9 == pytest.approx(billions, rel=0.05)

@@ -126,14 +126,18 @@ def _container_format(path: str | os.PathLike) -> str:
     raise MediaError(path, f"not an mp4, mov, webm, mkv, avi or gif file (begins with {head!r})")
 
 
+def _url(path: str | os.PathLike) -> str:
+    """With the protocol spelled out, a name such as `concat:a|b` is only the name of a file."""
+    return f"file:{os.path.abspath(path)}"
+
+
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
     """Opens a file with the demuxer of its content; any failure inside becomes a MediaError."""
     try:
         name = _container_format(path)
-        # `file:` and the whitelist: a name such as `concat:a|b` is a file name and nothing else is opened.
-        url = f"file:{os.path.abspath(path)}"
-        with av.open(url, format=name, options={"protocol_whitelist": "file"}) as container:
+        # The whitelist: whatever the content asks for, nothing but files is opened.
+        with av.open(_url(path), format=name, options={"protocol_whitelist": "file"}) as container:
             yield container
     except MediaError:
         raise
@@ -298,7 +302,7 @@ def write_video(
 def _write_mp4(path: pathlib.Path, frames_THWC: np.ndarray, rate: Fraction, tags: dict[str, str]) -> None:
     _, H, W, _ = frames_THWC.shape
     frames_THWC = np.pad(frames_THWC, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(_url(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata.update(title=_printable(tags.get("prompt", "")), comment=json.dumps(tags))
         stream = container.add_stream("libx264", rate=rate, options=_ENCODER_OPTIONS)
         stream.height, stream.width = frames_THWC.shape[1:3]

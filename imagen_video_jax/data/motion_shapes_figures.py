@@ -1,8 +1,8 @@
 """The figures of motion_shapes: which part of each pixel a shape, solid or word covers, and how bright it is there.
 
 All frames at once: signed distances in pixels give the coverage of each pixel, clip(1/2 - d, 0, 1), which is
-antialiasing by area for edges that are straight within a pixel. Solids are projected orthographically and are the sum
-of their visible faces; coverages of two faces that share an edge add up to one, so no seam shows.
+antialiasing by area for edges that are straight within a pixel. Solids are projected orthographically; the edges
+between a face that is seen and one that is not make their contour, and inside it the faces share each pixel.
 
 `flat` and `solid` get pixel centres relative to the figure, x_T1w to the right and y_Th1 up, in units of its radius,
 and scale_T11, that radius in pixels. They return coverage and shade (T, h, w) in [0, 1], with shade <= coverage.
@@ -115,7 +115,19 @@ def _pyramid_faces() -> np.ndarray:
     return np.array([*sides, corners[::-1]])
 
 
+def _neighbours(faces_F43: np.ndarray) -> np.ndarray:
+    """The face across each edge, int (F, 4); itself where the edge has no length (a triangle's fourth)."""
+    ends_F43 = np.roll(faces_F43, -1, axis=1)
+    found_F4 = np.empty(faces_F43.shape[:2], int)
+    for face, edge in np.ndindex(found_F4.shape):
+        there = np.abs(faces_F43 - ends_F43[face, edge]).max(-1) < 1e-9
+        back = np.abs(ends_F43 - faces_F43[face, edge]).max(-1) < 1e-9
+        found_F4[face, edge] = np.argwhere(there & back)[0][0]
+    return found_F4
+
+
 _FACES = {"cube": (_cube_faces(), 3), "pyramid": (_pyramid_faces(), 4)}  # faces (F, 4, 3), how many can be seen at once
+_NEIGHBOURS = {name: _neighbours(faces_F43) for name, (faces_F43, _) in _FACES.items()}
 
 
 def _brightness(normal):
@@ -127,39 +139,50 @@ def solid(scene: Scene, times_T, x_T1w, y_Th1, scale_T11):
     pose_T33 = _pose(scene, times_T)
     if scene.shape == "cylinder":
         return _cylinder(pose_T33, x_T1w, y_Th1, scale_T11)
-    faces_F43, seen = _FACES[scene.shape]
+    faces_F43, most_seen = _FACES[scene.shape]
     points_TF43 = np.einsum("tij,fpj->tfpi", pose_T33, faces_F43)
     normal_TF3 = np.cross(points_TF43[:, :, 1] - points_TF43[:, :, 0], points_TF43[:, :, 2] - points_TF43[:, :, 0])
     normal_TF3 /= np.linalg.norm(normal_TF3, axis=-1, keepdims=True)
-    nearest_TK = np.argsort(-normal_TF3[..., 2], axis=1)[:, :seen]
-    cover_Thw = np.zeros((len(times_T), y_Th1.shape[1], x_T1w.shape[2]), np.float32)
-    shade_Thw = np.zeros_like(cover_Thw)
+    seen_TF = normal_TF3[..., 2] > 0
+    # The contour is where a face that is seen meets one that is not; only there the background shows.
+    contour_TF4 = seen_TF[:, :, None] & ~seen_TF[:, _NEIGHBOURS[scene.shape]]
+    shape_Thw = (len(times_T), y_Th1.shape[1], x_T1w.shape[2])
+    outside_Thw, weight_Thw, shade_Thw = (np.zeros(shape_Thw, np.float32) for _ in range(3))
     rows = np.arange(len(times_T))
-    for face_T in nearest_TK.T:
-        part_Thw = _face(points_TF43[rows, face_T, :, :2], x_T1w, y_Th1, scale_T11)
-        part_Thw *= (normal_TF3[rows, face_T, 2] > 0)[:, None, None]
-        cover_Thw += part_Thw
+    for face_T in np.argsort(-normal_TF3[..., 2], axis=1)[:, :most_seen].T:
+        points_T42, contour_T4 = points_TF43[rows, face_T, :, :2], contour_TF4[rows, face_T]
+        part_Thw = _face(points_T42, contour_T4, x_T1w, y_Th1, scale_T11, outside_Thw)
+        part_Thw *= seen_TF[rows, face_T][:, None, None]
+        weight_Thw += part_Thw
         part_Thw *= _brightness(normal_TF3[rows, face_T])[:, None, None]
         shade_Thw += part_Thw
-    np.clip(cover_Thw, 0, 1, out=cover_Thw)
+    cover_Thw = np.clip(1 - outside_Thw, 0, 1)
+    shade_Thw *= cover_Thw / np.maximum(weight_Thw, 1e-6)
     return cover_Thw, np.minimum(shade_Thw, cover_Thw, out=shade_Thw)
 
 
-def _face(points_T42, x_T1w, y_Th1, scale_T11) -> np.ndarray:
-    """Coverage of a convex polygon: one minus what each edge cuts off (exact for a strip thinner than a pixel)."""
-    cover_Thw = np.ones((len(points_T42), y_Th1.shape[1], x_T1w.shape[2]), np.float32)
-    for a_T2, b_T2 in zip(np.moveaxis(points_T42, 1, 0), np.moveaxis(np.roll(points_T42, -1, axis=1), 1, 0)):
+def _face(points_T42, contour_T4, x_T1w, y_Th1, scale_T11, outside_Thw) -> np.ndarray:
+    """How much of each pixel lies on a convex face, as the product over its edges, which is good between faces.
+
+    What contour edges cut off is added to `outside_Thw`; their sum is exact for a strip thinner than a pixel too.
+    """
+    part_Thw = np.ones_like(outside_Thw)
+    for edge in range(4):
+        a_T2, b_T2 = points_T42[:, edge], points_T42[:, (edge + 1) % 4]
         along_T2 = b_T2 - a_T2
         length_T = np.hypot(*along_T2.T)
-        drawn_T = length_T > 1e-6  # the fourth point of a triangle repeats the third
         normal_T2 = np.stack([along_T2[:, 1], -along_T2[:, 0]], axis=1) / np.maximum(length_T, 1e-6)[:, None]
+        drawn_T = length_T > 1e-6  # the fourth point of a triangle repeats the third
+        offset_T = np.where(drawn_T, np.sum(normal_T2 * a_T2, axis=1), 1e3)
         nx_T11, ny_T11, offset_T11 = (
-            np.where(drawn_T, value, other)[:, None, None].astype(np.float32) * scale_T11
-            for value, other in zip((*normal_T2.T, np.sum(normal_T2 * a_T2, axis=1)), (0.0, 0.0, 1e3))
+            value_T[:, None, None].astype(np.float32) * scale_T11 for value_T in (*normal_T2.T, offset_T)
         )
         cut_Thw = x_T1w * nx_T11 + (y_Th1 * ny_T11 - offset_T11 + np.float32(0.5))
-        cover_Thw -= np.clip(cut_Thw, 0, 1, out=cut_Thw)
-    return np.maximum(cover_Thw, 0, out=cover_Thw)
+        np.clip(cut_Thw, 0, 1, out=cut_Thw)
+        if contour_T4[:, edge].any():
+            outside_Thw += cut_Thw * contour_T4[:, edge, None, None]
+        part_Thw *= np.subtract(1, cut_Thw, out=cut_Thw)
+    return part_Thw
 
 
 def _ellipse(p, q, a_T11, b):

@@ -1,0 +1,292 @@
+"""Batches: one integer is the whole cursor, captions travel with their clips, bad files are replaced and named."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from imagen_video_jax.data.batches import evaluation_batches, open_batches
+from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.sources import open_source
+from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
+from imagen_video_jax.video.files import write_video
+
+COUNT = 10
+SPEC = ClipSpec(4, 8, 12, 6.0, crop="random")
+
+
+def level_of(number: int) -> int:
+    return 20 + 20 * number
+
+
+def make_clip(path, number: int, frames: int = 24) -> None:
+    """The left half is grey at the clip's own level; the right half darkens with time, so that windows differ."""
+    video = np.full((frames, 16, 32, 3), level_of(number), np.uint8)
+    video[:, :, 16:] = (np.arange(frames)[:, None, None, None] * 10).astype(np.uint8)
+    write_video(path, video, fps=24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for number in range(COUNT):
+        make_clip(folder / f"{number}.mp4", number)
+        rows.append({"path": f"{number}.mp4", "captions": [f"clip {number} wording {w}" for w in range(3)]})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(folder):
+    return open_source(folder).videos
+
+
+class Embeddings:
+    """Token 0 says which clip, token 1 which wording, then as many tokens as the wording's number."""
+
+    width = 5
+
+    def lookup(self, caption: str) -> np.ndarray:
+        _, number, _, wording = caption.split()
+        states = np.zeros((2 + int(wording), self.width), np.float32)
+        states[0], states[1] = int(number), int(wording)
+        return states
+
+
+def open_(examples, **options):
+    options = {"batch_size": 4, "seed": 1, "embeddings": Embeddings(), "text_length": 4, "threads": 0} | options
+    return open_batches(examples, options.pop("spec", SPEC), **options)
+
+
+def take(count, examples, **options) -> dict:
+    """Fields of `count` batches, concatenated."""
+    with open_(examples, **options) as batches:
+        taken = [next(batches) for _ in range(count)]
+    return {name: np.concatenate([getattr(b, name) for b in taken]) for name in vars(taken[0])}
+
+
+def assert_same(first: dict, second: dict):
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_a_batch_is_what_batch_says(examples):
+    with open_(examples) as batches:
+        batch = next(batches)
+    assert batch.check().video_BTHWC.shape == (4, 4, 8, 12, 3)
+    assert (batch.fps_B == 6).all()
+    assert batch.valid_B.all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_batches(examples, threads):
+    assert_same(take(9, examples), take(9, examples, threads=threads))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_hosts_together_see_what_one_host_sees(examples, processes):
+    whole = take(6, examples)
+    parts = [take(6, examples, process_index=index, process_count=processes) for index in range(processes)]
+    for name, value in whole.items():
+        joined = np.concatenate([p[name].reshape(6, 4 // processes, *value.shape[1:]) for p in parts], axis=1)
+        np.testing.assert_array_equal(joined.reshape(value.shape), value, err_msg=name)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 7, 1000])
+def test_any_step_can_be_resumed_from_its_number_alone(examples, start):
+    """3 batches of 4 over 10 examples: resume points lie inside and across epochs."""
+    with open_(examples, start_step=max(0, start - 2)) as batches:
+        while batches.step < start:
+            next(batches)
+        assert batches.step == start
+        expected = [next(batches) for _ in range(3)]
+    resumed = take(3, examples, start_step=start, threads=2)
+    assert_same({name: np.concatenate([getattr(b, name) for b in expected]) for name in vars(expected[0])}, resumed)
+
+
+def test_the_cache_changes_nothing_but_time(examples):
+    assert_same(take(9, examples, cache_bytes=0), take(9, examples))
+    assert_same(take(9, examples, cache_bytes=3 * 24 * 8 * 16 * 3), take(9, examples))
+
+
+def test_each_epoch_shows_every_example_once_in_another_order(examples):
+    ids = take(15, examples, batch_size=4)["id_B"].reshape(6, COUNT)
+    assert (np.sort(ids, axis=1) == np.arange(COUNT)).all()
+    assert len({tuple(row) for row in ids}) == 6
+
+
+def test_the_seed_changes_the_order_and_no_shuffle_keeps_it(examples):
+    assert (take(5, examples, seed=1)["id_B"] != take(5, examples, seed=2)["id_B"]).any()
+    in_order = take(5, examples, shuffle=False)["id_B"]
+    assert in_order.tolist() == [i % COUNT for i in range(20)]
+
+
+def test_the_first_places_are_shared_evenly(examples):
+    """Each example comes first about equally often over the seeds (a chi-square of 9 degrees, 99.9 % below 28)."""
+    from imagen_video_jax.data.batches import _Loader
+
+    options = {"embeddings": Embeddings(), "text_length": 4, "shuffle": True, "cache_bytes": 0}
+    first = [int(_Loader(examples, SPEC, seed=seed, **options)._draw_order(0)[0]) for seed in range(2000)]
+    counts = np.bincount(first, minlength=COUNT)
+    assert ((counts - 200) ** 2 / 200).sum() < 28
+
+
+def test_a_caption_always_travels_with_its_clip(examples):
+    seen = take(30, examples)
+    numbers = seen["text_BLD"][:, 0, 0]
+    np.testing.assert_array_equal(numbers, seen["id_B"])
+    # A crop of the 16 wide cover shows 12 columns: the leftmost four always lie in the left half.
+    levels = seen["video_BTHWC"][:, :, :, :3].mean(axis=(1, 2, 3, 4))
+    assert np.abs(levels - level_of(numbers)).max() < 6
+    # All wordings are used, and the mask counts their tokens (texts of 2 to 4 tokens).
+    wordings = seen["text_BLD"][:, 1, 0]
+    assert set(wordings) == {0, 1, 2}
+    np.testing.assert_array_equal(seen["text_mask_BL"].sum(axis=1), 2 + wordings)
+    assert (seen["text_BLD"][~seen["text_mask_BL"]] == 0).all()
+
+
+def test_every_epoch_draws_new_windows_from_memory(examples):
+    seen = take(50, examples[:1], batch_size=1)
+    assert len({video.tobytes() for video in seen["video_BTHWC"]}) > 10
+
+
+def test_long_texts_are_cut_and_missing_captions_become_the_null_text(folder, tmp_path):
+    cut = take(5, open_source(folder).videos, text_length=2)
+    assert cut["text_mask_BL"].all()
+    make_clip(tmp_path / "a.mp4", 0)
+    null = take(1, open_source(tmp_path, captions_optional=True).videos)
+    assert (null["text_BLD"] == 0).all()
+    assert null["text_mask_BL"].tolist() == [[True, False, False, False]] * 4
+
+
+def copy_with_bad_files(folder, tmp_path, bad):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for number in bad:
+        (tmp_path / f"{number}.mp4").write_bytes(b"<html>not found</html>")
+    return open_source(tmp_path).videos
+
+
+def test_a_bad_file_is_replaced_by_the_next_example_and_named_once(folder, examples, tmp_path):
+    damaged = copy_with_bad_files(folder, tmp_path, [3, 4])
+    with open_(damaged) as batches:
+        got = np.concatenate([next(batches).id_B for _ in range(10)])
+        assert set(batches.skipped) == {str(tmp_path / "3.mp4"), str(tmp_path / "4.mp4")}
+        assert all("not an mp4" in reason for reason in batches.skipped.values())
+    for row, due in zip(got.reshape(-1, COUNT), take(10, examples)["id_B"].reshape(-1, COUNT), strict=True):
+        assert row.tolist() == [stand_in(due.tolist(), place) for place in range(COUNT)]
+
+
+def stand_in(due: list[int], place: int) -> int:
+    """What shows in the place of example `due[place]` when 3 and 4 cannot be read."""
+    return next(number for number in due[place:] + due[:place] if number not in (3, 4))
+
+
+def test_substitutes_do_not_depend_on_threads_hosts_or_resuming(folder, tmp_path):
+    damaged = copy_with_bad_files(folder, tmp_path, [0, 5, 6])
+    whole = take(8, damaged)
+    assert_same(whole, take(8, damaged, threads=3))
+    late = take(4, damaged, start_step=4)
+    assert_same({name: value[16:] for name, value in whole.items()}, late)
+    half = take(8, damaged, process_index=1, process_count=2)
+    np.testing.assert_array_equal(
+        whole["video_BTHWC"].reshape(8, 4, -1)[:, 2:].reshape(16, -1), half["video_BTHWC"].reshape(16, -1)
+    )
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_when_no_file_reads_the_run_ends_with_its_own_exit_code(folder, tmp_path, threads):
+    damaged = copy_with_bad_files(folder, tmp_path, range(COUNT))
+    with (
+        open_(damaged, threads=threads) as batches,
+        pytest.raises(UserError, match="none of the 10 examples") as caught,
+    ):
+        next(batches)
+    assert caught.value.exit_code == TOO_MUCH_BAD_DATA
+    evaluated = evaluation_batches(damaged, SPEC, batch_size=4, embeddings=Embeddings(), text_length=4, threads=0)
+    with pytest.raises(UserError) as caught:
+        list(evaluated)
+    assert caught.value.exit_code == TOO_MUCH_BAD_DATA
+
+
+def test_a_missing_embedding_is_not_taken_for_a_bad_file(examples):
+    class Empty(Embeddings):
+        def lookup(self, caption):
+            raise UserError(f"no embedding of {caption!r}")
+
+    with open_(examples, embeddings=Empty(), threads=2) as batches, pytest.raises(UserError, match="no embedding"):
+        next(batches)
+
+
+def test_short_videos_are_repeated_or_skipped_and_either_is_counted(tmp_path):
+    for number, frames in enumerate([24, 5]):
+        make_clip(tmp_path / f"{number}.mp4", number, frames)
+    short = open_source(tmp_path, captions_optional=True).videos
+    with open_(short) as batches:
+        assert {i for _ in range(3) for i in next(batches).id_B} == {0, 1}
+        assert list(batches.repeated) == [str(tmp_path / "1.mp4")]
+        assert not batches.skipped
+    with open_(short, spec=ClipSpec(4, 8, 12, 6.0, short="skip")) as batches:
+        assert {i for _ in range(3) for i in next(batches).id_B} == {0}
+        assert "too short: 5 frames" in batches.skipped[str(tmp_path / "1.mp4")]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_evaluation_shows_each_example_once_in_order_and_marks_the_padding(folder, tmp_path, threads):
+    damaged = copy_with_bad_files(folder, tmp_path, [2])
+    options = {"batch_size": 4, "embeddings": Embeddings(), "text_length": 4, "threads": threads}
+    batches = evaluation_batches(damaged, SPEC, **options)
+    taken = list(batches)
+    assert np.concatenate([b.id_B for b in taken]).tolist() == [0, 1, -1, 3, 4, 5, 6, 7, 8, 9, -1, -1]
+    valid = np.concatenate([b.valid_B for b in taken])
+    assert valid.tolist() == [True, True, False] + [True] * 7 + [False] * 2
+    assert (np.concatenate([b.video_BTHWC for b in taken])[~valid] == 0).all()
+    assert list(batches.skipped) == [str(tmp_path / "2.mp4")]
+    again = list(evaluation_batches(damaged, SPEC, **options))
+    assert all((a.video_BTHWC == b.video_BTHWC).all() for a, b in zip(taken, again, strict=True))
+
+
+def test_images_are_clips_of_one_frame_without_a_rate(tmp_path):
+    from PIL import Image
+
+    for number in range(3):
+        Image.new("RGB", (20, 30), (level_of(number),) * 3).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"clip {number} wording 0")
+    images = open_source(tmp_path).images
+    seen = take(3, images, spec=ClipSpec(1, 8, 12, 24.0))
+    assert seen["video_BTHWC"].shape == (12, 1, 8, 12, 3)
+    assert (seen["fps_B"] == 0).all()
+    np.testing.assert_array_equal(seen["video_BTHWC"][:, 0, 0, 0, 0], level_of(seen["id_B"]))
+    with pytest.raises(UserError, match=r"0\.png is an image, it cannot fill clips of 4 frames"):
+        open_(images)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 3, "process_count": 2}, "multiple of the 2 processes, got 3"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"text_length": 0}, "text_length at least 1"),
+        ({"start_step": -1}, "start_step must be at least 0"),
+    ],
+)
+def test_impossible_arguments_are_refused_at_once(examples, wrong, match):
+    with pytest.raises(UserError, match=match):
+        open_(examples, **wrong)
+    with pytest.raises(UserError, match="no examples"):
+        open_(())
+
+
+def test_closing_ends_the_reading_threads(examples):
+    before = set(threading.enumerate())
+    batches = open_(examples, threads=2)
+    next(batches)
+    reading = set(threading.enumerate()) - before
+    assert reading
+    batches.close()
+    for thread in reading:
+        thread.join(timeout=5)
+        assert not thread.is_alive()

@@ -110,7 +110,7 @@ TRAINING = {
 }
 
 # width of a text token, tokens per caption, channels of a head
-TEXT = {"tiny": (384, 24, 16), "mini": (384, 32, 32), "small": (384, 64, 64), "paper": (4096, 128, 64)}
+TEXT = {"tiny": (384, 24, 16), "mini": (384, 32, 24), "small": (384, 64, 64), "paper": (4096, 128, 64)}
 
 
 def check(scale: str) -> None:

@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 
 from imagen_video_jax import storage
 from imagen_video_jax.data.default_set import default_set
-from imagen_video_jax.data.sources import open_source
+from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
-from imagen_video_jax.text.embedding_cache import embed_captions
 from imagen_video_jax.training.loop import TrainConfig
 
 PREFIX = "--config."
@@ -59,17 +58,10 @@ def with_data(config: TrainConfig) -> TrainConfig:
             embeddings=config.embeddings or str(default.embeddings),
         )
     if not config.embeddings:
-        captions = [caption for folder in (config.data, config.validation) if folder for caption in captions_in(folder)]
         folder = storage.user_cache() / "embeddings" / "minilm"
-        embed_captions(folder, captions, TextEncoder.minilm())
+        embed_data([part for part in (config.data, config.validation) if part], folder, TextEncoder.minilm())
         config = dataclasses.replace(config, embeddings=str(folder))
     return config
-
-
-def captions_in(folder: str) -> list[str]:
-    """Every caption of a data folder."""
-    source = open_source(folder)
-    return [caption for example in (*source.videos, *source.images) for caption in example.captions]
 
 
 def to_dataclass(cls, values: dict, where: str):

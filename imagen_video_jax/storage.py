@@ -162,8 +162,8 @@ def writable_folder(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def directory_lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds `folder` for this process; UserError naming the holder when another live process has it.
+def directory_lock(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds `folder` for this process; UserError naming the holder when another live process has it, or `wait` for it.
 
     The lock is the kernel's (flock): it ends with the process, however that ends, so nothing stale can stay behind.
     The file's content only says who holds it.
@@ -173,7 +173,7 @@ def directory_lock(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -11,19 +11,21 @@ from flax import nnx
 from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear
 
 
-def attend(q_BQNK, k_BSNK, v_BSNK, *, bias_NQS=None, mask_BS=None):
-    """softmax(q k / sqrt(K) + bias) v over the keys S that the mask admits; returns BQNK."""
-    bias = None if bias_NQS is None else bias_NQS[None].astype(q_BQNK.dtype)
+def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None):
+    """softmax(q k / sqrt(K)) v over the keys S that the mask admits; returns BQNK."""
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
-    return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, bias=bias, mask=mask)
+    return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, mask=mask)
 
 
-def attend_few(q_TNK, k_TNK, v_TNK, bias_NTT):
-    """The same over axes (..., T, N, K) as multiply and sum: twice as fast for a handful of frames on a CPU."""
-    scale = q_TNK.shape[-1] ** -0.5
-    logits = (q_TNK[..., :, None, :, :] * k_TNK[..., None, :, :, :]).astype(jnp.float32).sum(-1) * scale
-    weights = jax.nn.softmax(logits + bias_NTT.transpose(1, 2, 0), axis=-2).astype(v_TNK.dtype)
-    return (weights[..., None] * v_TNK[..., None, :, :, :]).sum(-3)
+def attend_frames(q_MTNK, k_MTNK, v_MTNK, bias_NTT):
+    """Attention over T frames at each of M pixels, as two einsums.
+
+    Measured on two CPU cores at T = 8: the backward pass is 3 times faster than jax.nn.dot_product_attention and 4 to
+    20 times faster than multiply and sum.
+    """
+    logits_MNTT = jnp.einsum("mtnk,msnk->mnts", q_MTNK, k_MTNK).astype(jnp.float32) * q_MTNK.shape[-1] ** -0.5
+    weights_MNTT = jax.nn.softmax(logits_MNTT + bias_NTT, axis=-1).astype(v_MTNK.dtype)
+    return jnp.einsum("mnts,msnk->mtnk", weights_MNTT, v_MTNK)
 
 
 class SpatialAttention(nnx.Module):
@@ -91,7 +93,7 @@ class TemporalAttention(nnx.Module):
         distance_TT = jnp.arange(T)[None, :] - jnp.arange(T)[:, None]
         distance_TT = jnp.clip(distance_TT, -self.max_distance, self.max_distance) + self.max_distance
         bias_NTT = self.bias[...][:, distance_TT]
-        y = attend_few(q, k, v, bias_NTT) if T <= 16 else attend(q, k, v, bias_NQS=bias_NTT)
+        y = attend_frames(q, k, v, bias_NTT)
         return x_BTHWC + self.out(y.reshape(B, H, W, T, C).transpose(0, 3, 1, 2, 4))
 
 

@@ -24,7 +24,7 @@ def to_uint8(video_BTHWC) -> np.ndarray:
 def resize(video_BTHWC: jax.Array, height: int, width: int) -> jax.Array:
     """Antialiased bilinear resize of every frame, on the device."""
     B, T, H, W, C = video_BTHWC.shape
-    if (H, W) == (height, width):
+    if (height, width) == (H, W):
         return video_BTHWC
     return jax.image.resize(video_BTHWC, (B, T, height, width, C), method="linear", antialias=True)
 

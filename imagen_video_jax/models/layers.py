@@ -2,8 +2,8 @@
 
 Video activations are `x_BTHWC`. Spatial layers fold frames into the batch and temporal layers fold pixels into it,
 because two-dimensional and one-dimensional convolutions run more than twice as fast on a CPU as three-dimensional
-ones. Where frames or height are sharded over the mesh a fold would gather the activation, so there the same kernels run as
-three-dimensional convolutions, whose halo exchange the partitioner knows. `spatial_convolution` and
+ones. Where frames or height are sharded over the mesh a fold would gather the activation, so there the same kernels run
+as three-dimensional convolutions, whose halo exchange the partitioner knows. `spatial_convolution` and
 `temporal_convolution` make that choice, here and nowhere else.
 """
 
@@ -49,7 +49,7 @@ class GroupNorm(nnx.Module):
         self.shift = nnx.Param(jnp.zeros((channels,)), sharding_names=(None,))
 
     def __call__(self, x_BTHWC):
-        B, T, H, W, C = x_BTHWC.shape
+        B, T, _, _, C = x_BTHWC.shape
         # Sums per channel first: the full-size reductions stay over contiguous pixels, and the grouping is tiny.
         mean_BTC = jnp.mean(x_BTHWC, axis=(2, 3), dtype=jnp.float32)
         square_BTC = jnp.mean(jnp.square(x_BTHWC.astype(jnp.float32)), axis=(2, 3))

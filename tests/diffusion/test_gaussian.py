@@ -92,7 +92,13 @@ def test_loss_weightings_are_the_table(draw, weighting, prediction):
     }[prediction]
     B = z.shape[0]
     got = loss.diffusion_loss(
-        output=output, prediction=prediction, z=z, x=x, eps=draw["eps"], logsnr_B=jnp.full((B,), lt), weighting=weighting
+        output=output,
+        prediction=prediction,
+        z=z,
+        x=x,
+        eps=draw["eps"],
+        logsnr_B=jnp.full((B,), lt),
+        weighting=weighting,
     )
     snr = jnp.exp(lt)
     factor = {

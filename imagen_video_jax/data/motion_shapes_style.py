@@ -22,6 +22,11 @@ def _mix(under_HWC, over_C, amount_HW):
     return under_HWC * (1 - amount_HW[..., None]) + over_C * amount_HW[..., None]
 
 
+def _tone(cover_HW, shade_HW):
+    """How brightly the shape is lit, 1 where there is none."""
+    return np.divide(shade_HW, cover_HW, out=np.ones_like(shade_HW), where=cover_HW > 0.3)
+
+
 def _grey(background_HW):
     return np.repeat(background_HW[..., None], 3, axis=-1)
 
@@ -34,7 +39,7 @@ def _filtered(image_HW: np.ndarray, image_filter) -> np.ndarray:
 def _outline(cover_HW, shade_HW, width: float) -> np.ndarray:
     """Where coverage or shade changes within `width` of the frame's shorter side: the contour and a solid's edges."""
     size = max(round(width * min(cover_HW.shape)) // 2 * 2 + 1, 3)
-    layers = (cover_HW, np.divide(shade_HW, cover_HW, out=np.ones_like(shade_HW), where=cover_HW > 0.5))
+    layers = (cover_HW, _tone(cover_HW, shade_HW))
     contour, edges = (
         _filtered(layer, ImageFilter.MaxFilter(size)) - _filtered(layer, ImageFilter.MinFilter(size))
         for layer in layers
@@ -61,7 +66,9 @@ def _pencil(seed, cover_HW, shade_HW, background_HW, colour_C):
     grain_HW = np.random.default_rng(seed).random(cover_HW.shape) ** 2
     lines_HW = _outline(cover_HW, shade_HW, 0.03)
     paper_HWC = _grey(background_HW - 30 * grain_HW)
-    frame_HWC = _mix(paper_HWC, colour_C * 0.92, cover_HW * hatch_HW * (0.9 - 0.35 * grain_HW))
+    tone_HW = _tone(cover_HW, shade_HW)
+    pressed_HWC = colour_C * (0.92 * tone_HW)[..., None]
+    frame_HWC = _mix(paper_HWC, pressed_HWC, cover_HW * np.maximum(hatch_HW, 1 - tone_HW) * (0.9 - 0.35 * grain_HW))
     return _mix(frame_HWC, colour_C * 0.42, lines_HW * (0.95 - 0.3 * grain_HW))
 
 
@@ -72,7 +79,7 @@ def _watercolour(seed, cover_HW, shade_HW, background_HW, colour_C):
     soft_HW = _filtered(cover_HW, ImageFilter.GaussianBlur(radius))
     body_HW = np.clip((soft_HW - 0.5) * 5 + 0.5 + 2.2 * (clouds_HW - 0.5), 0, 1) * (soft_HW > 0.04)
     rim_HW = np.clip(body_HW - _filtered(body_HW, ImageFilter.GaussianBlur(1.6 * radius)), 0, 1)
-    tone_HW = np.divide(shade_HW, cover_HW, out=np.ones_like(shade_HW), where=cover_HW > 0.05)
+    tone_HW = _tone(cover_HW, shade_HW)
     halo_HW = _filtered(cover_HW, ImageFilter.GaussianBlur(6 * radius)) * (0.25 + 0.75 * clouds_HW)
     frame_HWC = _mix(_grey(background_HW - 14 * _clouds(seed + 1, cover_HW.shape, 0.2)), colour_C, 0.5 * halo_HW)
     pigment_HW = body_HW * (0.42 + 0.38 * _clouds(seed + 2, cover_HW.shape, 0.16) + 0.9 * rim_HW)
@@ -89,7 +96,7 @@ def _pixel_art(seed, cover_HW, shade_HW, background_HW, colour_C):
 
     cover_hw, shade_hw, ground_hw = shrink(cover_HW), shrink(shade_HW), np.rint(shrink(background_HW) / 32) * 32
     solid_hw = cover_hw > 0.5
-    tone_hw = np.divide(shade_hw, cover_hw, out=np.ones_like(shade_hw), where=solid_hw)
+    tone_hw = _tone(cover_hw, shade_hw)
     rows, columns = np.mgrid[: small[1], : small[0]]
     tone_hw = np.where((rows + columns) % 2 == 0, 1.0, 0.62) * np.clip(np.rint(tone_hw * 3) / 3, 0.4, 1)
     grown_hw = _filtered(solid_hw.astype(np.float32), ImageFilter.MaxFilter(3)) > 0.5

@@ -41,7 +41,9 @@ class EmbeddingCache:
     def open(cls, folder: pathlib.Path, expected_fingerprint: str | None = None) -> "EmbeddingCache":
         """UserError when there is no cache, or one of another encoder than `expected_fingerprint`."""
         if not (folder / FINGERPRINT).is_file():
-            raise UserError(f"{folder} is no embedding cache (it has no {FINGERPRINT}); make one with imagen-video embed")
+            raise UserError(
+                f"{folder} is no embedding cache (it has no {FINGERPRINT}); make one with imagen-video embed"
+            )
         info = storage.read_json(folder / FINGERPRINT)
         if expected_fingerprint is not None and info["fingerprint"] != expected_fingerprint:
             raise UserError(

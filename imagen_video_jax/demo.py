@@ -123,10 +123,14 @@ def write_report(out: pathlib.Path, workdirs: list[pathlib.Path], sampled: list[
     report.curves(curves, x="steps", y="loss")
     report.heading("What next")
     report.paragraph("Sample your own prompts:")
-    report.command(f'imagen-video sample --cascade {out}/cascade.json --prompt "a red circle moves left" --out {out}/mine')
+    report.command(
+        f'imagen-video sample --cascade {out}/cascade.json --prompt "a red circle moves left" --out {out}/mine'
+    )
     report.paragraph("Train longer (an hour makes a visible difference), or on your own folder of captioned videos:")
     report.command("imagen-video demo --out out/longer --minutes 60")
-    report.command("imagen-video train --config experiments/base_16f_24x40.py:mini --config.data=DIR --workdir out/base")
+    report.command(
+        "imagen-video train --config experiments/base_16f_24x40.py:mini --config.data=DIR --workdir out/base"
+    )
     storage.write_text(out / "report.html", report.html())
 
 

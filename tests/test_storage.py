@@ -53,7 +53,10 @@ def test_every_single_bit_flip_and_cut_is_named(tmp_path):
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
-    code = f"import pathlib\nfrom imagen_video_jax.storage import directory_lock\nwith directory_lock(pathlib.Path({str(tmp_path)!r})): pass"
+    code = (
+        "import pathlib\nfrom imagen_video_jax.storage import directory_lock\n"
+        f"with directory_lock(pathlib.Path({str(tmp_path)!r})): pass"
+    )
     with storage.directory_lock(tmp_path):
         held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert f"pid {os.getpid()}" in held.stderr

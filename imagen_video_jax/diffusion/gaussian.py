@@ -50,7 +50,7 @@ def v_from_x(*, z, x, logsnr):
 
 
 def x_from_prediction(prediction: str, *, z, output, logsnr):
-    """The estimate of x in a network output that means v, eps or x. Loss, samplers, guidance, distillation call this."""
+    """The estimate of x in a network output that means v, eps or x; samplers, guidance and distillation call this."""
     if prediction == "v":
         return x_from_v(z=z, v=output, logsnr=logsnr)
     if prediction == "eps":

@@ -18,7 +18,7 @@ def constant_weights(weight: float, steps: int) -> np.ndarray:
 
 
 def oscillating_weights(high: float, low: float, steps: int, *, opening: float = 0.1) -> np.ndarray:
-    """High for the first `opening` share of the steps (at least one), then low, high, low, ... (paper section 2.6.1)."""
+    """High for the first `opening` share of the steps (at least one), then low, high, ... (paper section 2.6.1)."""
     first = max(1, round(opening * steps))
     return np.array([high if i < first or (i - first) % 2 else low for i in range(steps)], np.float32)
 

@@ -165,8 +165,8 @@ class VideoUNet(nnx.Module):
     def __call__(
         self, z_BTHWC, *, logsnr_B, text_BLD, text_mask_BL, fps_B, low_BTHWC=None, low_logsnr_B=None, low_mask_BT=None
     ):
-        """Args: z noisy video in about [-1, 1]; low the conditioning video at the same T, H, W with its noise level and,
-        with `low_resolution_mask`, which of its frames are given. H and W must be divisible by `patch`.
+        """Args: z noisy video; low the conditioning video at the same T, H, W with its noise level and, with
+        `low_resolution_mask`, which of its frames are given. H and W must be divisible by `patch`.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         B, T, _, _, _ = z_BTHWC.shape

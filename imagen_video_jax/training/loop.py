@@ -112,7 +112,7 @@ class _Run:
         self.source = open_source(config.data)
         self.validation = open_source(config.validation) if config.validation else None
         self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
-        self._check_text_width()
+        self._check_text()
         self.stage = Stage(config.stage)
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
@@ -155,8 +155,7 @@ class _Run:
         for field in ("stage.name", "scale"):
             if stored.get(field) != wanted.get(field):
                 raise UserError(
-                    f"{self.workdir} belongs to {stored['stage.name']} at scale {stored.get('scale') or 'custom'!r}, this "
-                    f"is {wanted['stage.name']} at scale {wanted.get('scale') or 'custom'!r}; use another --workdir"
+                    f"{self.workdir} belongs to {_title(stored)}, this is {_title(wanted)}; use another --workdir"
                 )
         changed = [
             f"{f}: {stored.get(f)} -> {wanted.get(f)}"
@@ -194,11 +193,17 @@ class _Run:
             if size % divisor:
                 raise UserError(f"{field} {size} must be divisible by {divisor} (data x fsdp devices x accumulation)")
 
-    def _check_text_width(self) -> None:
+    def _check_text(self) -> None:
+        """Finds a wrong or incomplete embedding cache before anything is compiled."""
         width, wanted = self.embeddings.width, self.config.stage.network.text_width
         if width != wanted:
+            raise UserError(f"{self.config.embeddings} is {width} wide, stage.network.text_width is {wanted}")
+        captions = [*self.source.captions, *(self.validation.captions if self.validation else ())]
+        missing = self.embeddings.missing(captions)
+        if missing:
             raise UserError(
-                f"embeddings {self.config.embeddings} are {width} wide, stage.network.text_width is {wanted}"
+                f"{self.config.embeddings} lacks {len(missing)} of the captions of {self.config.data}, the first: "
+                f"{missing[0][:60]!r}; leave --config.embeddings out to have them embedded"
             )
 
     def _open_batches(self, step: int) -> dict:
@@ -224,7 +229,8 @@ class _Run:
         }
         if not streams:
             raise UserError(
-                f"{config.data} holds nothing to train on with batch_size {config.batch_size} and image_batch_size {config.image_batch_size}"
+                f"{config.data} holds {len(self.source.videos)} videos and {len(self.source.images)} images: nothing "
+                f"to train on with batch_size {config.batch_size} and image_batch_size {config.image_batch_size}"
             )
         return streams
 
@@ -301,13 +307,15 @@ class _Run:
                 lambda params, batch, key: batch_loss(self.stage, params, {"video": batch}, key, self.config.step)[1]
             )
         rows, key = [], jax.random.key(0)
-        for number, batch in enumerate(self._evaluation_batches(self.validation, max(self.config.batch_size, 1))):
-            rows.append(self._evaluate(state.ema, batch, jax.random.fold_in(key, number)))
+        with self._evaluation_batches(self.validation, max(self.config.batch_size, 1)) as batches:
+            for number, batch in enumerate(batches):
+                rows.append(self._evaluate(state.ema, batch, jax.random.fold_in(key, number)))
         return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
 
     def _write_samples(self, state: TrainState, step: int) -> None:
         """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
-        batch = next(iter(self._evaluation_batches(self.validation or self.source, 4)))
+        with self._evaluation_batches(self.validation or self.source, 4) as batches:
+            batch = next(batches)
         videos = self._sample(state.ema, batch)
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -353,3 +361,7 @@ def identity(config: TrainConfig) -> dict[str, object]:
     return {
         name: value for name, value in fields.items() if not any(name == f or name.startswith(f + ".") for f in free)
     }
+
+
+def _title(fields: dict) -> str:
+    return f"{fields.get('stage.name')} at scale {fields.get('scale') or 'custom'!r}"

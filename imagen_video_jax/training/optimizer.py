@@ -16,7 +16,7 @@ DECAYS = ("constant", "cosine", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (global gradient norm), b1, b2, weight_decay."""
+    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay."""
 
     name: str = "adam"
     learning_rate: float = 1e-4

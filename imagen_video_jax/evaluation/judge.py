@@ -1,0 +1,297 @@
+"""The judge: reads colour, shape, motion and style off a motion_shapes video of any size and length.
+
+A small convolutional network that looks at 8 frames of 24x40, chosen over the whole length: about twice the size of
+what a miniature base model makes, so nothing that such a model says is lost. It was trained on endlessly drawn scenes,
+damaged in the ways of generated video (low resolution, blur, noise, shifted tones), by
+`experiments/studies/train_judge.py`, which states how well it reads. It knows nothing of words: their shape is "word".
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from imagen_video_jax.data.motion_shapes_scene import COLOURS, MOTIONS, SHAPES, STYLES, WORD_MOTION, WORD_SHAPE, Scene
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.frames import resize_uint8
+
+ATTRIBUTES = {
+    "colour": tuple(COLOURS),
+    "shape": (*SHAPES, WORD_SHAPE),
+    "motion": (*MOTIONS, WORD_MOTION),
+    "style": STYLES,
+}
+FRAMES, HEIGHT, WIDTH = 8, 24, 40
+WEIGHTS = pathlib.Path(__file__).with_name("judge.safetensors")
+
+CROP = 16  # pixels of the view that follows the shape
+_EPSILON = 1e-6
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the judge sees in one video; `confidence` is its probability for each attribute's reading, in [0, 1]."""
+
+    colour: str
+    shape: str
+    motion: str
+    style: str
+    confidence: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """The trained network; `Judge.load()` gives the one that is shipped."""
+
+    params: Mapping[str, jax.Array]
+
+    @classmethod
+    def load(cls, path: pathlib.Path = WEIGHTS) -> "Judge":
+        """Reads the weights; UserError when the file is missing, damaged or of another network."""
+        try:
+            arrays = safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"the judge's weights {path} cannot be read: {error}") from None
+        expected = jax.eval_shape(init, jax.random.key(0))
+        if {name: value.shape for name, value in arrays.items()} != {n: v.shape for n, v in expected.items()}:
+            raise UserError(f"{path} holds the weights of another network than this version's judge; train it again")
+        return cls({name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()})
+
+    def __call__(self, video_THWC: np.ndarray) -> Reading:
+        return self.read([video_THWC])[0]
+
+    def read(self, videos: Sequence[np.ndarray]) -> list[Reading]:
+        """One Reading per video (uint8 THWC, sizes and lengths may differ)."""
+        readings = []
+        for begin in range(0, len(videos), _BATCH):
+            clips_BTHWC = np.stack([canonical(video_THWC) for video_THWC in videos[begin : begin + _BATCH]])
+            missing = _BATCH - len(clips_BTHWC)  # always one shape, so that it is compiled once
+            padded_BTHWC = np.pad(clips_BTHWC, ((0, missing), *[(0, 0)] * 4))
+            chances = {name: np.asarray(chance_BK) for name, chance_BK in _chances(self.params, padded_BTHWC).items()}
+            for i in range(len(clips_BTHWC)):
+                best = {name: int(chance_BK[i].argmax()) for name, chance_BK in chances.items()}
+                names = {name: ATTRIBUTES[name][k] for name, k in best.items()}
+                readings.append(
+                    Reading(**names, confidence={name: float(chances[name][i, k]) for name, k in best.items()})
+                )
+        return readings
+
+    def score(self, videos: Sequence[np.ndarray], scenes: Sequence[Scene | Mapping]) -> dict[str, dict]:
+        """How often the judge reads what was asked for.
+
+        Args:
+          videos: uint8 THWC.
+          scenes: one Scene, or row of captions.jsonl, per video; an attribute that a row does not name is not scored.
+
+        Returns:
+          Per attribute, and under "all" for colour, shape and motion right at once: `accuracy`, its 95% Wilson
+          `interval` [low, high], `right` and `of`.
+        """
+        if len(videos) != len(scenes):
+            raise ValueError(f"{len(videos)} videos, {len(scenes)} scenes")
+        labels = [scene.labels() if isinstance(scene, Scene) else scene for scene in scenes]
+        hits = [
+            {name: getattr(reading, name) == label[name] for name in ATTRIBUTES if label.get(name)}
+            for reading, label in zip(self.read(videos), labels)
+        ]
+        for hit in hits:
+            if {"colour", "shape", "motion"} <= set(hit):
+                hit["all"] = hit["colour"] and hit["shape"] and hit["motion"]
+        counted = {name: [hit[name] for hit in hits if name in hit] for name in (*ATTRIBUTES, "all")}
+        return {name: rate(sum(values), len(values)) for name, values in counted.items() if values}
+
+
+def rate(right: int, of: int) -> dict:
+    """A share with its 95% Wilson score interval (E. B. Wilson 1927), which stays in [0, 1] near both ends."""
+    z, p = 1.959964, right / of
+    middle = (p + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2)) / (1 + z**2 / of)
+    interval = [max(0.0, middle - half), min(1.0, middle + half)]
+    return {"accuracy": p, "interval": interval, "right": int(right), "of": of}
+
+
+def canonical(video_THWC: np.ndarray) -> np.ndarray:
+    """Any video as uint8 (8, 24, 40, 3): frames spread over its whole length, antialiased resize."""
+    if video_THWC.dtype != np.uint8 or video_THWC.ndim != 4 or video_THWC.shape[-1] != 3 or not len(video_THWC):
+        raise ValueError(f"video_THWC: expected uint8(T, H, W, 3), got {video_THWC.dtype}{video_THWC.shape}")
+    chosen_T = np.arange(FRAMES) * len(video_THWC) // FRAMES
+    return resize_uint8(video_THWC[chosen_T], HEIGHT, WIDTH)
+
+
+# What the network is shown. Backgrounds have no hue and shapes do, so the distance of a pixel's colour from the
+# background's says where the shape is; seen in a window that follows it, a shape is the same wherever it goes.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The parts of a clip, in float32.
+
+    Attributes:
+      crop_BTHWC: windows of 16x16 around the shape: colourfulness (1 at the clip's most colourful pixel), brightness.
+      place_BTK: centre x and y, spread x and y, log of area and of window size.
+      tint_BK: colour of the shape, weighted by colourfulness and by its square.
+      still_BTHWC: two whole frames: colourfulness and brightness.
+    """
+
+    crop_BTHWC: jax.Array
+    place_BTK: jax.Array
+    tint_BK: jax.Array
+    still_BTHWC: jax.Array
+
+
+def view(video_BTHWC: jax.Array) -> View:
+    """Takes apart a canonical clip, float32 in [-1, 1]."""
+    bright_BTHW = video_BTHWC.mean(-1)
+    hue_BTHWC = video_BTHWC - bright_BTHW[..., None]
+    # A tinted background is not the shape: its tint is the mean of the pixels that are nearly grey.
+    grey_BTHW1 = jnp.exp(-16 * jnp.sum(hue_BTHWC**2, -1, keepdims=True))
+    hue_BTHWC -= _mean(hue_BTHWC, grey_BTHW1, (1, 2, 3))
+    colourful_BTHW = jnp.sqrt(jnp.sum(hue_BTHWC**2, -1) + _EPSILON)
+    colourful_BTHW /= colourful_BTHW.max((1, 2, 3), keepdims=True)
+    shape_BTHW = jax.nn.relu(colourful_BTHW - 0.3)
+    window = _window(shape_BTHW)
+    layers_BTHWC = jnp.stack([colourful_BTHW, bright_BTHW], -1)
+    tints = [
+        _mean(values_BTHWC, (shape_BTHW**power)[..., None], (1, 2, 3)).reshape(-1, 3)
+        for values_BTHWC in (hue_BTHWC, video_BTHWC)
+        for power in (1, 2)
+    ]
+    return View(
+        crop_BTHWC=_crop(layers_BTHWC, window),
+        place_BTK=_place(window, shape_BTHW),
+        tint_BK=jnp.concatenate(tints, -1),
+        still_BTHWC=layers_BTHWC[:, :: FRAMES // 2],
+    )
+
+
+def _mean(values, weights, axes):
+    return jnp.sum(values * weights, axes, keepdims=True) / (jnp.sum(weights, axes, keepdims=True) + _EPSILON)
+
+
+def _window(shape_BTHW):
+    """Centre (y, x) and spread (y, x) of the shape and half the side of a window around it: five BT, in pixels."""
+    _, _, H, W = shape_BTHW.shape
+    # A trace of weight in the middle: a frame without a shape is looked at as a whole.
+    weight_BTHW = shape_BTHW + 1e-4
+    total_BT = weight_BTHW.sum((2, 3))
+    centres, spreads = [], []
+    for size, weight_BTN in ((H, weight_BTHW.sum(3)), (W, weight_BTHW.sum(2))):
+        at_N = jnp.arange(size) + 0.5
+        centre_BT = weight_BTN @ at_N / total_BT
+        distance_BTN = at_N - centre_BT[..., None]
+        spreads.append(jnp.sqrt(jnp.sum(weight_BTN * distance_BTN**2, -1) / total_BT))
+        centres.append(centre_BT)
+    half_BT = jnp.clip(2.3 * jnp.hypot(*spreads), 3.0, W / 2)
+    return *centres, *spreads, half_BT
+
+
+def _crop(layers_BTHWC, window):
+    """The window resampled to 16x16 by a triangle filter that widens where it reduces."""
+    y_BT, x_BT, _, _, half_BT = window
+    _, _, H, W, _ = layers_BTHWC.shape
+    step_BT11 = (2 * half_BT / CROP)[..., None, None]
+    grid_P1 = (jnp.arange(CROP) + 0.5 - CROP / 2)[:, None]
+
+    def filters(centre_BT, size):
+        wanted_BTP1 = centre_BT[..., None, None] + grid_P1 * step_BT11
+        distance_BTPN = jnp.abs(jnp.arange(size) + 0.5 - wanted_BTP1) / jnp.maximum(step_BT11, 1)
+        weight_BTPN = jax.nn.relu(1 - distance_BTPN)
+        return weight_BTPN / (weight_BTPN.sum(-1, keepdims=True) + _EPSILON)
+
+    rows_BTPWC = jnp.einsum("btph,bthwc->btpwc", filters(y_BT, H), layers_BTHWC)
+    return jnp.einsum("btqw,btpwc->btpqc", filters(x_BT, W), rows_BTPWC)
+
+
+def _place(window, shape_BTHW):
+    """Where the shape is and how large, scaled to about [-1, 1]."""
+    y_BT, x_BT, spread_y_BT, spread_x_BT, half_BT = window
+    area_BT = shape_BTHW.sum((2, 3))
+    return jnp.stack(
+        [
+            x_BT / (WIDTH / 2) - 1,
+            y_BT / (HEIGHT / 2) - 1,
+            spread_x_BT / 3 - 1,
+            spread_y_BT / 3 - 1,
+            jnp.log(area_BT + 1) / 2 - 1.5,
+            jnp.log(half_BT) - 2,
+        ],
+        axis=-1,
+    )
+
+
+# The network: plain functions on a flat dict of arrays.
+
+
+def init(key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh parameters, normal with variance 2 / inputs (He et al. 2015)."""
+    crop_cells, seen = (CROP // 4) ** 2, 2 * 48
+    shapes = {
+        "crop0": (3, 3, 2, 24),
+        "crop1": (3, 3, 24, 40),
+        "crop2": (crop_cells * 40, 48),
+        "still0": (3, 3, 2, 16),
+        "still1": (3, 3, 16, 24),
+        "moves": (48, 16),
+        "motion0": (FRAMES * (6 + 16), 96),
+        "motion1": (96, 64),
+        "colour0": (12, 32),
+        "shape0": (seen, 64),
+        "style0": (seen + 2 * 24 + 32, 64),
+        "style1": (64, 48),
+    }
+    widths = {"colour": 32, "shape": 64, "motion": 64, "style": 48}
+    shapes |= {name: (widths[name], len(names)) for name, names in ATTRIBUTES.items()}
+    params = {}
+    for (name, shape), one in zip(shapes.items(), jax.random.split(key, len(shapes))):
+        params[f"{name}.weight"] = jax.random.normal(one, shape) * math.sqrt(2 / math.prod(shape[:-1]))
+        params[f"{name}.bias"] = jnp.zeros(shape[-1])
+    return params
+
+
+def logits(params: Mapping[str, jax.Array], video_BTHWC: jax.Array) -> dict[str, jax.Array]:
+    """float32 video in [-1, 1], (B, 8, 24, 40, 3) -> attribute -> logits (B, classes)."""
+    seen = view(video_BTHWC)
+    B, T = seen.place_BTK.shape[:2]
+    crop = _convolved(params, "crop0", seen.crop_BTHWC.reshape(B * T, CROP, CROP, 2))
+    crop = _convolved(params, "crop1", crop)
+    crop_BTD = _dense(params, "crop2", crop.reshape(B * T, -1)).reshape(B, T, -1)
+    what_BD = jnp.concatenate([crop_BTD.mean(1), crop_BTD.max(1)], -1)
+    still = _convolved(params, "still0", seen.still_BTHWC.reshape(-1, HEIGHT, WIDTH, 2))
+    still = _convolved(params, "still1", still)
+    still_BPC = still.reshape(B, -1, still.shape[-1])
+    moves_BTD = jnp.concatenate([seen.place_BTK, _dense(params, "moves", crop_BTD)], -1)
+    tint_BD = _dense(params, "colour0", seen.tint_BK)
+    # Paint and pencil are paler than plain colour, so style needs the tint too.
+    looks_BD = jnp.concatenate([what_BD, still_BPC.mean(1), still_BPC.max(1), tint_BD], -1)
+    features = {
+        "colour": tint_BD,
+        "shape": _dense(params, "shape0", what_BD),
+        "motion": _dense(params, "motion1", _dense(params, "motion0", moves_BTD.reshape(B, -1))),
+        "style": _dense(params, "style1", _dense(params, "style0", looks_BD)),
+    }
+    return {name: x @ params[f"{name}.weight"] + params[f"{name}.bias"] for name, x in features.items()}
+
+
+def _convolved(params, name, x_NHWC):
+    """A 3x3 convolution that halves height and width."""
+    x = jax.lax.conv_general_dilated(
+        x_NHWC, params[f"{name}.weight"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jax.nn.relu(x + params[f"{name}.bias"])
+
+
+def _dense(params, name, x):
+    return jax.nn.relu(x @ params[f"{name}.weight"] + params[f"{name}.bias"])
+
+
+@jax.jit
+def _chances(params, clips_BTHWC):
+    video_BTHWC = clips_BTHWC.astype(jnp.float32) / 127.5 - 1
+    return {name: jax.nn.softmax(value_BK) for name, value_BK in logits(params, video_BTHWC).items()}

@@ -25,7 +25,7 @@ import optax
 import safetensors.numpy
 
 from imagen_video_jax import storage
-from imagen_video_jax.data.motion_shapes import STYLES, Scene, make_scene, render
+from imagen_video_jax.data.motion_shapes import STYLES, Scene, end_with_parent, make_scene, render
 from imagen_video_jax.evaluation import judge as judges
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, FRAMES, HEIGHT, WIDTH, Judge
 from imagen_video_jax.video.frames import resize_uint8
@@ -156,7 +156,7 @@ def train(*, minutes: float, seed: int, workers: int):
     params = judges.init(jax.random.fold_in(key, 0))
     state, rng = _ADAM.init(params), np.random.default_rng(seed)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         coming = [pool.submit(draw_chunk, seed, number) for number in range(4)]
         chunks, step = [], 0
         for number in itertools.count(4):

@@ -10,12 +10,14 @@ file writes; scenes, captions, drawing and styles are in the `motion_shapes_*` f
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import fractions
 import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 from collections.abc import Callable
 
@@ -41,7 +43,7 @@ from imagen_video_jax.data.motion_shapes_scene import (
     make_scene,
     scene_of,
 )
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.errors import FAILED, UserError
 
 __all__ = [
     "BACKGROUNDS",
@@ -54,6 +56,7 @@ __all__ = [
     "WORDS",
     "Scene",
     "captions_of",
+    "end_with_parent",
     "held_out_combinations",
     "make_scene",
     "paraphrase_of",
@@ -215,21 +218,25 @@ def _encode(path: pathlib.Path, video_THWC: np.ndarray, fps: float) -> None:
 
 
 def _each(function, items: list, workers: int):
-    """Yields function(item) in order of completion of small groups, in this process or in `workers` new ones."""
+    """Yields function(item) for each item in order, worked out in this process or in `workers` new ones."""
     if workers <= 1:
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")  # fork is not safe once jax or another threaded library is loaded
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield from pool.map(function, items, chunksize=4)
+        except concurrent.futures.process.BrokenProcessPool:
+            reason = "out of memory, or the calling script has no `if __name__ == '__main__':`"
+            raise UserError(f"a worker process ended ({reason}); use workers=1", FAILED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone, however it went."""
+def end_with_parent() -> None:
+    """For a worker's start: it leaves Ctrl-C to its parent, and ends when its parent is gone, however that went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()

@@ -81,8 +81,8 @@ def _watercolour(seed, cover_HW, shade_HW, background_HW, colour_C):
     rim_HW = np.clip(body_HW - _filtered(body_HW, ImageFilter.GaussianBlur(1.6 * radius)), 0, 1)
     tone_HW = _tone(cover_HW, shade_HW)
     halo_HW = _filtered(cover_HW, ImageFilter.GaussianBlur(6 * radius)) * (0.25 + 0.75 * clouds_HW)
-    frame_HWC = _mix(_grey(background_HW - 14 * _clouds(seed + 1, cover_HW.shape, 0.2)), colour_C, 0.5 * halo_HW)
-    pigment_HW = body_HW * (0.42 + 0.38 * _clouds(seed + 2, cover_HW.shape, 0.16) + 0.9 * rim_HW)
+    frame_HWC = _mix(_grey(background_HW - 14 * _clouds(seed + 1, cover_HW.shape, 0.2)), colour_C, 0.6 * halo_HW)
+    pigment_HW = body_HW * (0.30 + 0.38 * _clouds(seed + 2, cover_HW.shape, 0.16) + 0.9 * rim_HW)
     return _mix(frame_HWC, colour_C * np.clip(0.35 + 0.65 * tone_HW, 0, 1)[..., None], np.clip(pigment_HW, 0, 1))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Params = dict[str, Any]
@@ -44,7 +45,8 @@ def split(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
 
     def apply(params: Params, *args, **kwargs):
         bound = jax.tree.map(lambda leaf: leaf, state)
-        nnx.replace_by_pure_dict(bound, params)
+        # numpy arrays, where a caller closes over them, could not be indexed by traced values.
+        nnx.replace_by_pure_dict(bound, jax.tree.map(jnp.asarray, params))
         return nnx.merge(graph, bound)(*args, **kwargs)
 
     abstract = nnx.to_pure_dict(state)

@@ -5,6 +5,7 @@ save. A checkpoint holds the state after N updates, and the next batch to draw i
 data position.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -128,7 +129,7 @@ class _Run:
         writer = MetricsWriter(self.workdir, start_step=step_number)
         bar, task = progress_bar(self.config.stage.name, self.config.steps, step_number)
         began, pending = time.monotonic(), None
-        with bar:
+        with bar, contextlib.closing(writer):
             while not self._finished(step_number, elapsed := self.seconds_before + time.monotonic() - began):
                 batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
                 state, metrics = train_step(state, batch, self.key, self._progress(step_number, elapsed))
@@ -140,7 +141,6 @@ class _Run:
                 self._between_steps(state, step_number, writer, elapsed)
             self._log(writer, pending, always=True)
             self._save(state, step_number, self.seconds_before + time.monotonic() - began)
-        writer.close()
         self._report_skipped(batches)
         return state
 

@@ -20,43 +20,43 @@ STAGES = (
 )
 KINDS = ("base", "temporal_sr", "spatial_sr", "spatial_sr", "temporal_sr", "temporal_sr", "spatial_sr")
 
-# frames, height, width, fps of the output; factor of the input; training crop (0, 0: whole frames)
+# frames, height, width, fps of the output; factor of the input; training crop and window (0: whole frames, all frames)
 SIZES = {
     "tiny": (
-        (4, 6, 10, 3, 1, 0, 0),
-        (8, 6, 10, 6, 2, 0, 0),
-        (8, 12, 20, 6, 2, 0, 0),
-        (8, 24, 40, 6, 2, 0, 0),
-        (16, 24, 40, 12, 2, 0, 0),
-        (32, 24, 40, 24, 2, 0, 0),
-        (32, 48, 80, 24, 2, 24, 40),
+        (4, 6, 10, 3, 1, 0, 0, 0),
+        (8, 6, 10, 6, 2, 0, 0, 0),
+        (8, 12, 20, 6, 2, 0, 0, 0),
+        (8, 24, 40, 6, 2, 0, 0, 0),
+        (16, 24, 40, 12, 2, 0, 0, 0),
+        (32, 24, 40, 24, 2, 0, 0, 0),
+        (32, 48, 80, 24, 2, 24, 40, 0),
     ),
     "mini": (
-        (8, 12, 20, 3, 1, 0, 0),
-        (16, 12, 20, 6, 2, 0, 0),
-        (16, 24, 40, 6, 2, 0, 0),
-        (16, 48, 80, 6, 2, 0, 0),
-        (32, 48, 80, 12, 2, 0, 0),
-        (64, 48, 80, 24, 2, 0, 0),
-        (64, 96, 160, 24, 2, 48, 80),
+        (8, 12, 20, 3, 1, 0, 0, 0),
+        (16, 12, 20, 6, 2, 0, 0, 0),
+        (16, 24, 40, 6, 2, 0, 0, 0),
+        (16, 48, 80, 6, 2, 0, 0, 0),
+        (32, 48, 80, 12, 2, 0, 0, 16),
+        (64, 48, 80, 24, 2, 0, 0, 16),
+        (64, 96, 160, 24, 2, 48, 80, 16),
     ),
     "small": (
-        (16, 24, 40, 3, 1, 0, 0),
-        (32, 24, 40, 6, 2, 0, 0),
-        (32, 48, 80, 6, 2, 0, 0),
-        (32, 96, 160, 6, 2, 0, 0),
-        (64, 96, 160, 12, 2, 0, 0),
-        (128, 96, 160, 24, 2, 0, 0),
-        (128, 192, 320, 24, 2, 96, 160),
+        (16, 24, 40, 3, 1, 0, 0, 0),
+        (32, 24, 40, 6, 2, 0, 0, 0),
+        (32, 48, 80, 6, 2, 0, 0, 0),
+        (32, 96, 160, 6, 2, 0, 0, 0),
+        (64, 96, 160, 12, 2, 0, 0, 0),
+        (128, 96, 160, 24, 2, 0, 0, 0),
+        (128, 192, 320, 24, 2, 96, 160, 0),
     ),
     "paper": (
-        (16, 24, 40, 3, 1, 0, 0),
-        (32, 24, 40, 6, 2, 0, 0),
-        (32, 48, 80, 6, 2, 0, 0),
-        (32, 192, 320, 6, 4, 0, 0),
-        (64, 192, 320, 12, 2, 0, 0),
-        (128, 192, 320, 24, 2, 0, 0),
-        (128, 768, 1280, 24, 4, 192, 320),
+        (16, 24, 40, 3, 1, 0, 0, 0),
+        (32, 24, 40, 6, 2, 0, 0, 0),
+        (32, 48, 80, 6, 2, 0, 0, 0),
+        (32, 192, 320, 6, 4, 0, 0, 0),
+        (64, 192, 320, 12, 2, 0, 0, 0),
+        (128, 192, 320, 24, 2, 0, 0, 0),
+        (128, 768, 1280, 24, 4, 192, 320, 0),
     ),
 }
 
@@ -101,12 +101,20 @@ NETWORKS = {
     ),
 }
 
-# batch of clips, batch of images, updates, learning rate, warm-up, decay, EMA
+# updates, learning rate, warm-up, decay, EMA
 TRAINING = {
-    "tiny": (4, 2, 100, 1e-3, 10, "constant", 0.99),
-    "mini": (16, 8, 4000, 1e-3, 50, "cosine", 0.995),
-    "small": (64, 32, 200_000, 2e-4, 2000, "constant", 0.9999),
-    "paper": (2048, 1024, 2_000_000, 1e-4, 10_000, "constant", 0.9999),
+    "tiny": (100, 1e-3, 10, "constant", 0.99),
+    "mini": (4000, 3e-3, 50, "cosine", 0.995),
+    "small": (200_000, 2e-4, 2000, "constant", 0.9999),
+    "paper": (2_000_000, 1e-4, 10_000, "constant", 0.9999),
+}
+
+# clips per step of each stage; half as many images
+BATCHES = {
+    "tiny": (4, 4, 4, 4, 4, 4, 4),
+    "mini": (16, 16, 8, 4, 4, 4, 4),
+    "small": (64, 64, 64, 64, 64, 64, 64),
+    "paper": (2048, 2048, 2048, 2048, 2048, 2048, 2048),
 }
 
 # width of a text token, tokens per caption, channels of a head
@@ -126,7 +134,7 @@ def stage(name: str, scale: str) -> ConfigDict:
     """The sizes of one stage: what defaults.py does not decide."""
     check(scale)
     index = STAGES.index(name)
-    frames, height, width, fps, factor, crop_height, crop_width = SIZES[scale][index]
+    frames, height, width, fps, factor, crop_height, crop_width, window = SIZES[scale][index]
     channels, blocks, spatial, text, patch, embedding = NETWORKS[scale][index]
     text_width, text_length, head_width = TEXT[scale]
     base = KINDS[index] == "base"
@@ -140,6 +148,7 @@ def stage(name: str, scale: str) -> ConfigDict:
             "fps": float(fps),
             "factor": factor,
             "crop": (crop_height, crop_width),
+            "window": window,
             "text_length": text_length,
             "network": {
                 "channels": channels,

@@ -19,9 +19,12 @@ from imagen_video_jax.sampling import SampleRequest, sample_with
 from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 
-DEFAULT_MINUTES = 12.0
+DEFAULT_MINUTES = 10.0
 # Share of the training time of each stage: the base decides what is in the picture.
-SHARES = (0.52, 0.07, 0.07, 0.08, 0.08, 0.08, 0.10)
+SHARES = (0.58, 0.07, 0.08, 0.08, 0.07, 0.04, 0.08)
+# Stages that start from the weights of an earlier one (both counted from 1): the same network and task, at another
+# frame rate or size.
+WARM_STARTS = {6: 5, 7: 4}
 JUDGED = 64
 # The last three show combinations held out of training, or words that no caption used.
 PROMPTS = 9
@@ -53,7 +56,13 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathli
     for number, (name, share) in enumerate(zip(stage_names(), SHARES), 1):
         config = configs.with_data(configs.training(f"experiments/{name}.py:mini"))
         config = dataclasses.replace(
-            config, max_seconds=share * minutes * 60, steps=1_000_000, checkpoint_every=200, seed=seed, keep=1
+            config,
+            max_seconds=share * minutes * 60,
+            steps=1_000_000,
+            checkpoint_every=200,
+            seed=seed,
+            keep=1,
+            init_from=str(workdirs[WARM_STARTS[number] - 1]) if number in WARM_STARTS else "",
         )
         workdir = out / "stages" / f"{number}_{name}"
         print(f"[{number}/7] {name}: {config.max_seconds:.0f} s of training", flush=True)

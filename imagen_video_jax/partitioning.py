@@ -45,7 +45,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
-    """A mesh over all devices; UserError when the axes do not multiply to their number."""
+    """A mesh over all devices, or over the first ones where a single process names fewer; UserError for too many."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(shape, axis) for axis in MESH_AXES]
     if any(size < 1 for size in sizes[1:]) or sizes[0] == 0 or sizes[0] < -1:
@@ -53,6 +53,8 @@ def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     rest = int(np.prod(sizes[1:]))
     if sizes[0] == -1:
         sizes[0] = max(len(devices) // rest, 1)
+    if sizes[0] * rest < len(devices) and jax.process_count() == 1:
+        devices = devices[: sizes[0] * rest]
     if sizes[0] * rest != len(devices):
         raise UserError(
             f"the mesh {dict(zip(MESH_AXES, sizes))} needs {sizes[0] * rest} devices, this machine has {len(devices)}"

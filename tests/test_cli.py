@@ -72,10 +72,12 @@ def state_hashes(workdir):
     return hashes
 
 
-def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path):
-    assert train(world, tmp_path / "whole", 4) == 0
-    assert train(world, tmp_path / "parts", 2) == 0
-    assert train(world, tmp_path / "parts", 4) == 0
+@pytest.mark.parametrize("devices", [1, 8])
+def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices):
+    mesh = f"--config.mesh.data={devices}"
+    assert train(world, tmp_path / "whole", 4, mesh) == 0
+    assert train(world, tmp_path / "parts", 2, mesh) == 0
+    assert train(world, tmp_path / "parts", 4, mesh) == 0
     assert state_hashes(tmp_path / "whole") == state_hashes(tmp_path / "parts")
     for folder in ("whole", "parts"):
         rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]

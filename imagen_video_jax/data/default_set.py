@@ -19,7 +19,7 @@ from imagen_video_jax.text.embedding_cache import FINGERPRINT
 # clips and images of the training and of the validation part; frames, height, width of a clip at 24 fps
 SETS = {
     "tiny": {"train": (48, 24), "validation": (8, 4), "size": (32, 48, 80)},
-    "mini": {"train": (1536, 768), "validation": (64, 32), "size": (64, 96, 160)},
+    "mini": {"train": (1024, 512), "validation": (64, 32), "size": (64, 96, 160)},
 }
 SEEDS = {"train": 0, "validation": 1}
 
@@ -35,7 +35,7 @@ class DefaultSet:
 
 def default_set(name: str) -> DefaultSet:
     """Makes what is missing of the set `name`; a second process waits for the first."""
-    root = storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}"
+    root = storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}-{SETS[name]['train'][0]}"
     made = DefaultSet(root / "train", root / "validation", storage.user_cache() / "embeddings" / "minilm")
     with _lock(storage.writable_folder(root)):
         # The cache is shared by all data sets, so it may be gone while the files are there.

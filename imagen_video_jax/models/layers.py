@@ -39,11 +39,12 @@ class Linear(nnx.Module):
 class GroupNorm(nnx.Module):
     """Normalisation of each frame over pixels and channel groups, in float32, with learned scale and shift.
 
-    Statistics are per frame, so a frame's features depend on other frames only where the network mixes time.
+    Statistics are per frame, so a frame's features depend on other frames only where the network mixes time. A group
+    has at least 16 channels: smaller ones take the level of a colour out of every layer of a narrow network.
     """
 
     def __init__(self, channels: int, *, groups: int = 32, epsilon: float = 1e-5):
-        self.groups = math.gcd(groups, channels)
+        self.groups = math.gcd(max(min(groups, channels // 16), 1), channels)
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((channels,)), sharding_names=(None,))
         self.shift = nnx.Param(jnp.zeros((channels,)), sharding_names=(None,))

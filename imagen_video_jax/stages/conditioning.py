@@ -3,6 +3,7 @@
 Everything here runs on the device, from the same Batch: one data set serves all seven stages.
 """
 
+import jax
 import jax.numpy as jnp
 
 from imagen_video_jax.diffusion import gaussian
@@ -10,6 +11,7 @@ from imagen_video_jax.video import frames
 
 KINDS = ("base", "temporal_sr", "spatial_sr")
 FILLS = ("repeat", "blank")
+PIXEL_VARIANCE = 0.5  # of typical video in [-1, 1]
 
 
 def null_text(text_BLD, text_mask_BL):
@@ -36,6 +38,16 @@ def low_resolution(kind: str, video_BTHWC, factor: int):
 def augment(low_BTHWC, *, logsnr_B, eps):
     """Noise-conditioning augmentation (paper section 2.5): alpha low + sigma eps at the given log-SNR."""
     return gaussian.diffuse(x=low_BTHWC, eps=eps, logsnr=gaussian.expand(logsnr_B, low_BTHWC))
+
+
+def denoise(low_BTHWC, *, logsnr_B):
+    """The best linear estimate, pixel by pixel, of the clean video behind an augmented one.
+
+    With video of variance s^2: alpha s^2 / (alpha^2 s^2 + sigma^2) times the augmented value.
+    """
+    logsnr = gaussian.expand(logsnr_B, low_BTHWC)
+    alpha = gaussian.alpha(logsnr)
+    return low_BTHWC * alpha * PIXEL_VARIANCE / (jnp.square(alpha) * PIXEL_VARIANCE + jax.nn.sigmoid(-logsnr))
 
 
 def fit_to_target(kind: str, low_BTHWC, *, factor: int, fill: str, blank_image: bool = False):

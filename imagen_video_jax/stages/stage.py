@@ -34,9 +34,11 @@ class StageConfig:
       frames, height, width, fps: of the output.
       factor: how many times more frames (temporal) or pixels per side (spatial) than the input; 1 for the base.
       crop: (height, width) of random training crops of the output, or None for whole frames.
+      window: frames of a training clip, or 0 for all; a stage that mixes time by convolution learns from a part.
       fill: how a temporal stage brings its input to the output's frames: "repeat" or "blank".
       blank_image: whether a temporal stage trains on images with a blank input instead of the image itself.
       prediction: what the network's output means: "v", "eps" or "x".
+      residual: with prediction "x" in super-resolution: the network adds to its (denoised) input instead of making x.
       weighting, sigmoid_bias: of the loss, see diffusion/loss.py.
       text_length, text_drop: tokens per caption; share of examples that train without text.
       augmentation_max: in training the input is noised at cosine time U(0, augmentation_max).
@@ -52,9 +54,11 @@ class StageConfig:
     fps: float
     factor: int = 1
     crop: tuple[int, int] | None = None
+    window: int = 0
     fill: str = "repeat"
     blank_image: bool = False
     prediction: str = "v"
+    residual: bool = False
     weighting: str = "eps_mse"
     sigmoid_bias: float = 0.0
     text_length: int = 64
@@ -82,16 +86,26 @@ class StageConfig:
             raise ValueError(f"text_drop must be in [0, 1], got {self.text_drop}")
         if self.network.low_resolution != (self.kind != "base"):
             raise ValueError(f"network.low_resolution must be {self.kind != 'base'} for kind {self.kind!r}")
+        if self.residual and (self.kind == "base" or self.prediction != "x"):
+            raise ValueError(f"residual needs prediction 'x' and a low-resolution input, not {self.kind!r}")
         for size, name in zip(self.train_size, ("height", "width")):
             if size % (self.network.patch * (self.factor if self.kind == "spatial_sr" else 1)):
                 raise ValueError(f"{name} {size} must be divisible by network.patch and by the spatial factor")
-        if self.kind == "temporal_sr" and self.frames % self.factor:
-            raise ValueError(f"frames {self.frames} must be divisible by factor {self.factor}")
+        if not 1 <= self.train_frames <= self.frames:
+            raise ValueError(f"window must be between 1 and frames {self.frames}, got {self.window}")
+        for name in ("frames", "train_frames"):
+            if self.kind == "temporal_sr" and getattr(self, name) % self.factor:
+                raise ValueError(f"{name} {getattr(self, name)} must be divisible by factor {self.factor}")
 
     @property
     def train_size(self) -> tuple[int, int]:
         """Height and width that the network sees in training."""
         return self.crop or (self.height, self.width)
+
+    @property
+    def train_frames(self) -> int:
+        """Frames of a training clip."""
+        return self.window or self.frames
 
     @property
     def input_size(self) -> tuple[int, int, int, float] | None:
@@ -157,7 +171,7 @@ class Stage:
 
     def predict(self, params, z_BTHWC, logsnr_B, conditions: Conditions) -> jax.Array:
         """The network's output (v, eps or x) at one noise level per example."""
-        return self.network.apply(
+        output = self.network.apply(
             params,
             z_BTHWC,
             logsnr_B=logsnr_B,
@@ -168,6 +182,9 @@ class Stage:
             low_logsnr_B=conditions.low_logsnr_B,
             low_mask_BT=conditions.low_mask_BT,
         )
+        if self.config.residual:
+            output += conditioning.denoise(conditions.low_BTHWC, logsnr_B=conditions.low_logsnr_B)
+        return output
 
     # Training.
 

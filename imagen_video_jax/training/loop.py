@@ -40,7 +40,8 @@ class TrainConfig:
       stage, optimizer, step, mesh: see their classes.
       data, validation: folders of captioned videos and images (validation may be empty: no held-out loss).
       embeddings: embedding cache of their captions.
-      steps: updates; `max_seconds` ends the run earlier and makes the learning rate decay over time (0: no limit).
+      steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
+        rate decay over time (0: no limit).
       batch_size, image_batch_size: clips and images per step (either may be 0).
       crop: of clips whose aspect differs from the stage's, "centre" or "random".
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
@@ -128,19 +129,22 @@ class _Run:
         batches = self._open_batches(step_number)
         writer = MetricsWriter(self.workdir, start_step=step_number)
         bar, task = progress_bar(self.config.stage.name, self.config.steps, step_number)
-        began, pending = time.monotonic(), None
+        began, pending = None, None
         with bar, contextlib.closing(writer):
-            while not self._finished(step_number, elapsed := self.seconds_before + time.monotonic() - began):
+            while not self._finished(step_number, elapsed := self._seconds(began)):
                 batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
                 state, metrics = train_step(state, batch, self.key, self._progress(step_number, elapsed))
                 step_number += 1
+                if began is None:
+                    jax.block_until_ready(metrics)
+                    began = time.monotonic()
                 self._log(writer, pending)
                 pending = (step_number, metrics)
                 bar.update(task, completed=step_number, note=self._note(batches))
                 self._profile(step_number)
                 self._between_steps(state, step_number, writer, elapsed)
             self._log(writer, pending, always=True)
-            self._save(state, step_number, self.seconds_before + time.monotonic() - began)
+            self._save(state, step_number, self._seconds(began))
         self._report_skipped(batches)
         return state
 
@@ -178,6 +182,8 @@ class _Run:
         init = jax.jit(
             lambda key: initial_state(self.stage, direction(self.config.optimizer), key),
             out_shardings=shardings_of(abstract),
+            # It runs once: unoptimised code is ready in half the time.
+            compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
         )
         state = init(named_key(self.key, "init"))
         if self.config.init_from:
@@ -209,7 +215,7 @@ class _Run:
     def _open_batches(self, step: int) -> dict:
         config, stage = self.config, self.config.stage
         wanted = {
-            "video": (self.source.videos, config.batch_size, stage.frames),
+            "video": (self.source.videos, config.batch_size, stage.train_frames),
             "image": (self.source.images, config.image_batch_size, 1),
         }
         streams = {
@@ -250,6 +256,10 @@ class _Run:
         if self.config.max_seconds:
             shares.append(seconds / self.config.max_seconds)
         return jnp.asarray(max(shares), jnp.float32)
+
+    def _seconds(self, began: float | None) -> float:
+        """Seconds of training so far, over all runs in this workdir; the clock starts when the step is compiled."""
+        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
 
     def _finished(self, step: int, seconds: float) -> bool:
         out_of_time = self.config.max_seconds and seconds >= self.config.max_seconds and step > 0
@@ -293,9 +303,9 @@ class _Run:
 
     # Looking at the model.
 
-    def _evaluation_batches(self, source: Source, size: int):
+    def _evaluation_batches(self, source: Source, size: int, frames: int):
         stage = self.config.stage
-        spec = ClipSpec(stage.frames, stage.height, stage.width, stage.fps)
+        spec = ClipSpec(frames, stage.height, stage.width, stage.fps)
         return evaluation_batches(
             source.videos, spec, batch_size=size, embeddings=self.embeddings, text_length=stage.text_length
         )
@@ -307,14 +317,16 @@ class _Run:
                 lambda params, batch, key: batch_loss(self.stage, params, {"video": batch}, key, self.config.step)[1]
             )
         rows, key = [], jax.random.key(0)
-        with self._evaluation_batches(self.validation, max(self.config.batch_size, 1)) as batches:
+        with self._evaluation_batches(
+            self.validation, max(self.config.batch_size, 1), self.config.stage.train_frames
+        ) as batches:
             for number, batch in enumerate(batches):
                 rows.append(self._evaluate(state.ema, batch, jax.random.fold_in(key, number)))
         return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
 
     def _write_samples(self, state: TrainState, step: int) -> None:
         """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
-        with self._evaluation_batches(self.validation or self.source, 4) as batches:
+        with self._evaluation_batches(self.validation or self.source, 4, self.config.stage.frames) as batches:
             batch = next(batches)
         videos = self._sample(state.ema, batch)
         folder = self.workdir / "samples"

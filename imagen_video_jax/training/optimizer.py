@@ -1,4 +1,4 @@
-"""The optimizer: a direction (Adam or Adafactor, after clipping) and a learning rate from step and progress.
+"""The optimizer: a direction (Adam, Adafactor or Muon, after clipping) and a learning rate from step and progress.
 
 The learning rate is a function of two numbers, so that a run with a time budget can decay over the budget: `step`
 drives the warm-up, `progress` in [0, 1] (share of the steps, or of the time, that is used up) drives the decay.
@@ -7,16 +7,25 @@ drives the warm-up, `progress` in [0, 1] (share of the steps, or of the time, th
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
-OPTIMIZERS = ("adam", "adafactor")
+OPTIMIZERS = ("adam", "adafactor", "muon")
 DECAYS = ("constant", "cosine", "linear")
+# Newton-Schulz iterations (4 suffice with "aol" preconditioning), size of a step relative to the learning rate (Adam's
+# is about 0.2), and the fewest inputs and outputs of a kernel worth it.
+MUON_ITERATIONS, MUON_RMS, MUON_SMALLEST = 4, 0.2, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay."""
+    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay.
+
+    "muon" orthogonalises the steps of kernels (K. Jordan 2024) and scales them to Adam's size, so that one learning
+    rate serves both; everything else is Adam's.
+    """
 
     name: str = "adam"
     learning_rate: float = 1e-4
@@ -40,12 +49,35 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
     """Gradients -> the step to subtract, at learning rate 1."""
     if config.name == "adafactor":
         scale = optax.scale_by_factored_rms()
+    elif config.name == "muon":
+        scale = optax.contrib.muon(
+            -1.0,
+            beta=config.b1,
+            ns_steps=MUON_ITERATIONS,
+            preconditioning="aol",
+            consistent_rms=MUON_RMS,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=_matrices,
+        )
     else:
         scale = optax.scale_by_adam(b1=config.b1, b2=config.b2)
     parts = [optax.clip_by_global_norm(config.clip), scale]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay))
     return optax.chain(*parts)
+
+
+def _matrices(params):
+    """Which leaves are kernels, seen as matrices of inputs x outputs; thin ones and vectors are left to Adam."""
+
+    def matrix(leaf):
+        outputs = leaf.shape[-1] if leaf.ndim else 1
+        if leaf.ndim < 2 or min(outputs, leaf.size // outputs) < MUON_SMALLEST:
+            return None
+        return MuonDimensionNumbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
+
+    return jax.tree.map(matrix, params)
 
 
 def learning_rate(config: OptimizerConfig, step, progress):

@@ -106,6 +106,33 @@ def test_blank_frames_are_marked_and_repeated_frames_repeat():
             np.testing.assert_array_equal(frames[0::2], frames[1::2])
 
 
+@pytest.mark.parametrize("name", [NAMES[1], NAMES[2]])
+def test_a_new_residual_stage_returns_its_input_denoised(name):
+    stage = Stage(tiny(name))
+    batch = random_batch(stage.config, size=2)
+    params = stage.init(jax.random.key(0))
+    given = conditions_of(stage, batch)
+    given = dataclasses.replace(given, low_logsnr_B=jnp.array([20.0, -20.0]))
+    z = jax.random.normal(jax.random.key(2), batch.video_BTHWC.shape)
+    x = jax.jit(stage.predict)(params, z, jnp.zeros(2), given)
+    # Nothing to take away from a clean input; nothing to keep of one that is all noise.
+    np.testing.assert_allclose(x[0], given.low_BTHWC[0], atol=1e-5)
+    np.testing.assert_allclose(x[1], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"window": 9}, "window must be between 1 and frames 8"),
+        ({"window": 3}, "train_frames 3 must be divisible by factor 2"),
+        ({"prediction": "v"}, "residual needs prediction 'x'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(tiny(NAMES[1]), **changes)
+
+
 def test_noise_does_not_depend_on_how_a_batch_is_split():
     stage = Stage(tiny(NAMES[0]))
     params = shaken(stage)

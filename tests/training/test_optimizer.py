@@ -1,0 +1,46 @@
+"""Optimizers: every one takes steps of the same size at one learning rate, and Muon's kernels move orthogonally."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_video_jax.training.optimizer import OptimizerConfig, direction
+
+
+def first_step(name: str, params, gradients):
+    optimizer = direction(OptimizerConfig(name=name, clip=1e9))
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def some_gradients():
+    keys = jax.random.split(jax.random.key(0), 3)
+    # A gradient of quickly falling singular values, as real ones are.
+    kernel = jax.random.normal(keys[0], (3, 3, 32, 48)) * jnp.exp(-jnp.arange(48) / 4)
+    return {"kernel": kernel, "thin": jax.random.normal(keys[1], (64, 8)), "bias": jax.random.normal(keys[2], (48,))}
+
+
+def test_muon_moves_a_kernel_by_the_same_length_in_every_direction():
+    step = first_step("muon", jax.tree.map(jnp.zeros_like, some_gradients()), some_gradients())
+    lengths = np.linalg.svd(np.asarray(step["kernel"]).reshape(-1, 48), compute_uv=False)
+    assert lengths.min() > 0.5 * lengths.max()
+    given = np.linalg.svd(np.asarray(some_gradients()["kernel"]).reshape(-1, 48), compute_uv=False)
+    assert given.min() < 1e-3 * given.max()
+
+
+def test_muon_leaves_vectors_and_thin_kernels_to_adam():
+    params = jax.tree.map(jnp.zeros_like, some_gradients())
+    muon, adam = (first_step(name, params, some_gradients()) for name in ("muon", "adam"))
+    for leaf in ("thin", "bias"):
+        # The same signs and one size; Muon's Adam looks ahead (Nesterov), so its first step is longer.
+        ratio = np.asarray(muon[leaf] / adam[leaf])
+        np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-4)
+        assert 1 <= ratio.flat[0] < 2
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_a_step_goes_down_the_gradient(name):
+    gradients = some_gradients()
+    step = first_step(name, jax.tree.map(jnp.zeros_like, gradients), gradients)
+    for leaf, gradient in gradients.items():
+        assert float(jnp.vdot(step[leaf], gradient)) > 0

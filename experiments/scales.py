@@ -104,7 +104,7 @@ NETWORKS = {
 # updates, learning rate, warm-up, decay, EMA
 TRAINING = {
     "tiny": (100, 1e-3, 10, "constant", 0.99),
-    "mini": (4000, 3e-3, 50, "cosine", 0.995),
+    "mini": (4000, 3e-3, 20, "cosine", 0.995),
     "small": (200_000, 2e-4, 2000, "constant", 0.9999),
     "paper": (2_000_000, 1e-4, 10_000, "constant", 0.9999),
 }

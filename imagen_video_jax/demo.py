@@ -26,8 +26,10 @@ SHARES = (0.58, 0.07, 0.08, 0.08, 0.07, 0.04, 0.08)
 # frame rate or size.
 WARM_STARTS = {6: 5, 7: 4}
 JUDGED = 64
-# The last three show combinations held out of training, or words that no caption used.
-PROMPTS = 9
+# What the prompts test: combinations seen in training, combinations held out of it, words that no caption used.
+PROMPTS = ("seen",) * 4 + ("held_out",) * 2 + ("paraphrase",) * 2
+# Videos sampled at once, for prompts and judge alike: one compiled program a stage.
+BATCH = 8
 
 
 def run(out: pathlib.Path, *, minutes: float, seed: int) -> dict:
@@ -74,8 +76,7 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathli
 def prompts() -> list[tuple[str, str]]:
     """(prompt, what it tests): seen combinations, held-out combinations, paraphrases in words of no caption."""
     listed = []
-    for index in range(PROMPTS):
-        kind = ("seen", "held_out", "paraphrase")[0 if index < PROMPTS - 4 else 1 if index < PROMPTS - 2 else 2]
+    for index, kind in enumerate(PROMPTS):
         scene = motion_shapes.make_scene(123, index, split="held_out" if kind == "held_out" else "validation")
         text = motion_shapes.paraphrase_of(scene) if kind == "paraphrase" else motion_shapes.captions_of(scene, 1)[0]
         listed.append((text, kind))
@@ -87,7 +88,7 @@ def sample_prompts(cascade: Cascade, out: pathlib.Path, seed: int) -> list[dict]
     done = out / "videos" / "samples.jsonl"
     if done.exists() and done.stat().st_mtime > (out / "cascade.json").stat().st_mtime:
         return [json.loads(line) for line in done.read_text().splitlines()]
-    request = SampleRequest(prompts=tuple(text for text, _ in prompts()), seed=seed, batch=3)
+    request = SampleRequest(prompts=tuple(text for text, _ in prompts()), seed=seed, batch=BATCH)
     return sample_with(
         cascade, request, out / "videos", name=str(out / "cascade.json"), stage_videos=out / "stage_videos"
     )
@@ -98,7 +99,8 @@ def judge_base(cascade: Cascade, out: pathlib.Path, seed: int) -> dict:
     scenes = [motion_shapes.make_scene(321, index, split="validation") for index in range(JUDGED)]
     captions = [motion_shapes.captions_of(scene, 1)[0] for scene in scenes]
     videos = [
-        cascade.sample(captions[begin : begin + 16], seed=seed, first=begin, stop=1) for begin in range(0, JUDGED, 16)
+        cascade.sample(captions[begin : begin + BATCH], seed=seed, first=begin, stop=1)
+        for begin in range(0, JUDGED, BATCH)
     ]
     scores = Judge.load().score(list(np.concatenate(videos)), scenes)
     storage.write_json(out / "scores.json", scores)

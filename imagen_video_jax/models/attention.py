@@ -82,7 +82,7 @@ class TemporalAttention(nnx.Module):
         self.max_distance = max_distance
         self.norm = GroupNorm(channels)
         self.query_key_value = Linear(rngs, channels, 3 * channels, axes=("embed", "heads"), bias=False)
-        self.bias = nnx.Param(jnp.zeros((self.heads, 2 * max_distance + 1)), sharding_names=("heads", None))
+        self.bias = nnx.Param(_looking_around(self.heads, max_distance), sharding_names=("heads", None))
         self.out = Linear(rngs, channels, channels, axes=("heads", "embed"), scale=0.0)
 
     def __call__(self, x_BTHWC):
@@ -95,6 +95,16 @@ class TemporalAttention(nnx.Module):
         bias_NTT = self.bias[...][:, distance_TT]
         y = attend_frames(q, k, v, bias_NTT)
         return x_BTHWC + self.out(y.reshape(B, H, W, T, C).transpose(0, 3, 1, 2, 4))
+
+
+def _looking_around(heads: int, max_distance: int):
+    """Bias at the start, by head and signed distance: -|distance - offset|, offsets -1, 1, -2, 2, ... (3 at most).
+
+    So a new layer already mixes neighbouring frames, as a convolution does; from zeros it takes hundreds of steps to
+    tell the frames before from those after.
+    """
+    offset_N1 = jnp.array([(head // 2 % 3 + 1) * (-1) ** (head + 1) for head in range(heads)])[:, None]
+    return -jnp.abs(jnp.arange(-max_distance, max_distance + 1)[None] - offset_N1).astype(jnp.float32)
 
 
 class AttentionPooling(nnx.Module):

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.cover import cover
 from imagen_video_jax.video.files import Video, select_frames
-from imagen_video_jax.video.frames import resize_uint8
 
 
 class ShortClipError(UserError):
@@ -47,19 +47,6 @@ class ClipSpec:
             raise UserError(f"a clip of {self.frames} frames needs a positive fps, got {self.fps}")
         if self.crop not in ("centre", "random") or self.short not in ("repeat", "skip"):
             raise UserError(f"crop is centre or random and short is repeat or skip, got {self.crop} and {self.short}")
-
-
-def cover_size(frame_height: int, frame_width: int, *, height: int, width: int) -> tuple[int, int]:
-    """The smallest size of the same aspect that covers height x width."""
-    if frame_height * width <= frame_width * height:  # wider than the target: the height decides
-        return height, max(width, round(frame_width * height / frame_height))
-    return max(height, round(frame_height * width / frame_width)), width
-
-
-def cover(video_THWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Antialiased resize of uint8 frames to `cover_size`; again on its own result, it changes nothing."""
-    covered_height, covered_width = cover_size(*video_THWC.shape[1:3], height=height, width=width)
-    return resize_uint8(video_THWC, covered_height, covered_width)
 
 
 def frames_needed(spec: ClipSpec, fps: float) -> int:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cover, cover_size, cut_clip, frames_needed, is_short
+from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cut_clip, frames_needed, is_short
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.cover import cover, cover_size
 from imagen_video_jax.video.files import Video, read_video
 
 
@@ -118,7 +119,7 @@ def test_impossible_specs_are_refused(wrong):
 
 def test_a_real_film_becomes_a_clip(real_clips):
     video = read_video(real_clips["carphone_pristine"])
-    assert video.frames_THWC.shape == (120, 144, 176, 3)
+    assert video.frames_THWC.shape == (120, 144, 193, 3)  # stored 176 wide, with pixels wider than high
     assert video.fps == pytest.approx(30000 / 1001)
     clip = cut_clip(video, ClipSpec(16, 48, 80, 6.0), rng())
     assert clip.shape == (16, 48, 80, 3)

@@ -24,10 +24,12 @@ import grain
 import numpy as np
 
 from imagen_video_jax.batch import Batch
-from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cover, cut_clip, frames_needed, is_short
+from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cut_clip, frames_needed, is_short
 from imagen_video_jax.data.sources import Example
 from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
-from imagen_video_jax.video.files import MediaError, Video, read_media
+from imagen_video_jax.video import isolated
+from imagen_video_jax.video.cover import cover
+from imagen_video_jax.video.reading import MediaError, Video, read_media
 
 # Tags that keep the two streams of random numbers apart.
 _ORDER, _CLIP = 1, 2
@@ -123,7 +125,8 @@ def open_batches(
       start_step: first step, 0 or `Batches.step` of an earlier run.
       shuffle: False shows the examples in their own order, epoch after epoch.
       process_index, process_count: which part of the global batch this process makes.
-      threads: that decode; 0 decodes in the calling thread.
+      threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
+        in the calling thread and process.
       prefetch: batches read ahead.
       cache_bytes: decoded videos kept in memory, first come first kept.
 
@@ -138,6 +141,7 @@ def open_batches(
         text_length=text_length,
         shuffle=shuffle,
         cache_bytes=cache_bytes,
+        apart=threads > 0,
     )
     slots = _Slots(loader.training_item, loader, batch_size, start_step, process_index, process_count)
     return Batches(slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch)
@@ -161,7 +165,14 @@ def evaluation_batches(
     Arguments as for `open_batches`. Window and caption of an example depend on the seed and its place alone.
     """
     loader = _Loader(
-        examples, spec, seed=seed, embeddings=embeddings, text_length=text_length, shuffle=False, cache_bytes=0
+        examples,
+        spec,
+        seed=seed,
+        embeddings=embeddings,
+        text_length=text_length,
+        shuffle=False,
+        cache_bytes=0,
+        apart=threads > 0,
     )
     slots = _Slots(loader.evaluation_item, loader, batch_size, 0, process_index, process_count)
     steps = -(-len(examples) // batch_size)
@@ -193,7 +204,7 @@ class _Slots:
 class _Loader:
     """Position -> item. Called from several threads."""
 
-    def __init__(self, examples, spec: ClipSpec, *, seed, embeddings, text_length, shuffle, cache_bytes):
+    def __init__(self, examples, spec: ClipSpec, *, seed, embeddings, text_length, shuffle, cache_bytes, apart):
         if not examples:
             raise UserError("there are no examples to make batches of")
         if seed < 0 or text_length < 1:
@@ -208,6 +219,7 @@ class _Loader:
         self._embeddings = embeddings
         self._text_length = text_length
         self._shuffle = shuffle
+        self._apart = apart
         self._cache: dict[int, Video] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
@@ -259,7 +271,13 @@ class _Loader:
         if index in self._cache:
             return self._cache[index]
         size = {"height": self.spec.height, "width": self.spec.width}
-        video = read_media(self.examples[index].path, each_frame=lambda frame_HWC: cover(frame_HWC[None], **size)[0])
+        media = self.examples[index].media()
+        if isinstance(media, Video):
+            video = Video(cover(media.frames_THWC, **size), media.fps)
+        elif self._apart:
+            video = isolated.read(media, **size)
+        else:
+            video = read_media(media, each_frame=lambda frame_HWC: cover(frame_HWC[None], **size)[0])
         with self._lock:
             # Nothing is ever put out: in a random order over more than fits, what came first is as good as any.
             if index not in self._cache and video.frames_THWC.nbytes <= self._room:

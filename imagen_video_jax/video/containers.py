@@ -126,3 +126,15 @@ def _riff_size(file: BinaryIO) -> int:
     file.seek(4)
     length = int.from_bytes(file.read(4), "little")
     return 0 if length in (0, 0xFFFFFFFF) else length + 8
+
+
+def ending_of(head: bytes) -> str | None:
+    """A file ending for content that has no name, from its first few hundred bytes; None for what is not read."""
+    videos = {"mp4": ".mp4", "matroska": ".mkv", "gif": ".gif", "avi": ".avi", "mpegts": ".ts"}
+    if (demuxer := demuxer_of(head)) is not None:
+        return videos[demuxer]
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return ".png"
+    if head[:3] == b"\xff\xd8\xff":
+        return ".jpg"
+    return ".webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None

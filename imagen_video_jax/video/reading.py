@@ -118,14 +118,18 @@ def read_video(media: Media, *, max_frames: int | None = None, each_frame: Calla
     return Video(np.stack([frames[i] for i in order]), fps)
 
 
-def scan_media(media: Media, *, each_frame: Callable = lambda frame_HWC: None) -> Facts:
-    """Decodes everything, one frame in memory at a time, and says what is there; fails as `read_media` does."""
+def scan_media(media: Media, *, each_frame: Callable = lambda frame_HWC: None) -> tuple[Facts, np.ndarray]:
+    """Decodes everything, one frame in memory at a time; fails as `read_media` does.
+
+    Returns:
+      what is there, and which of the decoded frames (as `each_frame` saw them) `read_media` returns at each place.
+    """
     if is_image(media):
         image_HWC = read_image(media)
         each_frame(image_HWC)
-        return Facts(1, *image_HWC.shape[:2], 0.0)
+        return Facts(1, *image_HWC.shape[:2], 0.0), np.zeros(1, np.int64)
     order, fps, (height, width) = _decode_all(media, each_frame, None)
-    return Facts(len(order), height, width, fps)
+    return Facts(len(order), height, width, fps), order
 
 
 def _decode_all(media: Media, each_frame: Callable, max_frames: int | None):

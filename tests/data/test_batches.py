@@ -129,7 +129,13 @@ def test_the_first_places_are_shared_evenly(examples):
     """Each example comes first about equally often over the seeds (a chi-square of 9 degrees, 99.9 % below 28)."""
     from imagen_video_jax.data.batches import _Loader
 
-    options = {"embeddings": Embeddings(), "text_length": 4, "shuffle": True, "cache_bytes": 0}
+    options = {
+        "embeddings": Embeddings(),
+        "text_length": 4,
+        "shuffle": True,
+        "cache_bytes": 0,
+        "apart": False,
+    }
     first = [int(_Loader(examples, SPEC, seed=seed, **options)._draw_order(0)[0]) for seed in range(2000)]
     counts = np.bincount(first, minlength=COUNT)
     assert ((counts - 200) ** 2 / 200).sum() < 28

@@ -417,7 +417,7 @@ def test_bytes_in_memory_read_like_the_file(tmp_path):
         from_disk, from_memory = read_media(path), read_media(EncodedMedia(path.name, path.read_bytes()))
         assert from_disk.fps == from_memory.fps
         np.testing.assert_array_equal(from_disk.frames_THWC, from_memory.frames_THWC)
-        facts = scan_media(path)
+        facts, _ = scan_media(path)
         assert (facts.frames, facts.height, facts.width) == from_disk.frames_THWC.shape[:3]
         assert facts.fps == from_disk.fps
 

@@ -56,16 +56,16 @@ def test_a_process_that_somebody_stops_or_kills_changes_nothing(clip, number):
 
 def test_a_file_that_takes_too_long_is_blamed_and_the_next_one_reads(clip):
     isolated.read(clip, height=12, width=20)
-    with pytest.raises(MediaError, match="took longer than 0.001 s"):
+    with pytest.raises(MediaError, match=r"took longer than 0\.001 s"):
         isolated.read(clip, height=12, width=20, seconds=0.001)
     assert not pids()
     assert len(isolated.read(clip, height=12, width=20).frames_THWC) == 24
 
 
 def test_a_file_that_needs_too_much_memory_is_blamed(tmp_path):
-    write_video(tmp_path / "long.gif", np.zeros((400, 480, 640, 3), np.uint8), fps=10)
+    write_video(tmp_path / "long.mp4", np.zeros((300, 480, 640, 3), np.uint8), fps=10)
     with pytest.raises(MediaError, match="memory"):
-        isolated.read(tmp_path / "long.gif", height=480, width=640, memory_bytes=400 << 20)
+        isolated.read(tmp_path / "long.mp4", height=480, width=640, memory_bytes=450 << 20)
 
 
 def test_what_is_wrong_with_a_file_is_said_as_when_it_is_read_here(tmp_path):

@@ -80,12 +80,14 @@ class Problem:
       reason: one line.
       fix: what helps, or "".
       line: of `path`, where it is a manifest.
+      exists: False where a file is only spoken of.
     """
 
     path: str
     reason: str
     fix: str = ""
     line: int | None = None
+    exists: bool = True
 
     def __str__(self) -> str:
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.path)  # it ends up on a terminal
@@ -94,7 +96,8 @@ class Problem:
 
     def row(self) -> dict:
         """A line of quarantine.jsonl."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in ("", None)}
+        row = {"path": self.path, "line": self.line, "reason": self.reason, "fix": self.fix}
+        return {name: value for name, value in row.items() if value not in ("", None)}
 
 
 @dataclasses.dataclass

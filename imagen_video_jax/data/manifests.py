@@ -29,6 +29,7 @@ class Row:
     captions: tuple[str, ...]
     facts: dict
     line: int
+    written: str  # the path as it stands there
 
 
 class _BadRow(Exception):
@@ -56,7 +57,7 @@ def read_manifest(path: pathlib.Path) -> tuple[dict[str, Row], list[Problem]]:
                 _add(rows, line, found)
             except _BadRow as error:
                 where = {"path": error.path} if error.path is not None else {"path": path.name, "line": line}
-                problems.append(Problem(**where, reason=_told(error, path, line)))
+                problems.append(Problem(**where, reason=_told(error, path, line), exists=False))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     return rows, problems
@@ -70,11 +71,11 @@ def _add(rows: dict[str, Row], line: int, found: dict) -> None:
     name, captions, facts = _parse(found)
     known = rows.get(name)
     if known is None:
-        rows[name] = Row(captions, facts, line)
+        rows[name] = Row(captions, facts, line, found["path"])
         return
     if set(captions) <= set(known.captions) and facts.items() <= known.facts.items():
         raise _BadRow(f"says nothing that row {known.line} does not say of {name!r}")
-    rows[name] = Row(clean_captions(known.captions + captions), facts | known.facts, known.line)
+    rows[name] = Row(clean_captions(known.captions + captions), facts | known.facts, known.line, known.written)
 
 
 def _parse(row: dict) -> tuple[str, tuple[str, ...], dict]:

@@ -26,8 +26,8 @@ from imagen_video_jax.video.reading import MediaError
 
 VERSION = 1
 INDEX, STATISTICS, ENDING = "records.jsonl", "statistics.json", ".array_record"
-# max_parallelism:0 compresses in the calling thread; media are compressed already.
-_WRITE = "group_size:1,uncompressed,max_parallelism:0"
+
+_WRITE = "group_size:1,uncompressed"  # media are compressed already
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -123,7 +123,7 @@ def _check_shard(path: pathlib.Path, records: int) -> None:
         reader = ArrayRecordReader(str(path), _READ)
         found = reader.num_records()
         reader.close()
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    except RuntimeError:
+        raise UserError(f"{path} is damaged or cut short; copy it again") from None
     if found != records:
         raise UserError(f"{path} holds {found} of its {records} records; copy it again")

@@ -152,8 +152,9 @@ def _problem(folder, name: str, rows: dict, root, seen: dict, manifest: str) -> 
     try:
         real, mode = path.resolve(strict=True), os.stat(path).st_mode
     except (OSError, RuntimeError, ValueError):
-        is_link = os.path.islink(path)
-        return Problem(name, "a link to nothing" if is_link else f"described, but there is no such file{said}")
+        if os.path.islink(path) or name not in rows:
+            return Problem(name, "a link to nothing")
+        return Problem(rows[name].written, f"described, but there is no such file{said}", exists=False)
     if not real.is_relative_to(root):
         return Problem(name, "a link that leaves the folder", "copy the file or name its own folder as a source")
     if stat.S_ISDIR(mode):

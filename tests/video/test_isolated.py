@@ -1,6 +1,7 @@
 """Decoding in processes that may be killed: the same frames, and no file takes more than its own process along."""
 
 import os
+import pathlib
 import signal
 import time
 
@@ -80,7 +81,9 @@ def test_what_is_wrong_with_a_file_is_said_as_when_it_is_read_here(tmp_path):
 def test_the_process_can_write_no_file_and_ends_with_its_parent(clip):
     isolated.read(clip, height=12, width=20)
     (pid,) = pids()
-    limits = {line[:26].strip(): line[26:].split() for line in open(f"/proc/{pid}/limits").read().splitlines()}
+    limits = {
+        line[:26].strip(): line[26:].split() for line in pathlib.Path(f"/proc/{pid}/limits").read_text().splitlines()
+    }
     assert limits["Max file size"][:2] == ["0", "0"]
     assert limits["Max address space"][0] == str(isolated.MEMORY_BYTES)
     isolated._idle[0]._process.stdin.close()  # what the kernel does when a parent is killed

@@ -267,4 +267,4 @@ def _statistics(source, settings, listing, entries, problems, duplicates) -> dic
 
 def _kind(problem: Problem) -> str:
     """A reason without its numbers and names."""
-    return re.split(r"[(:\d]", problem.reason)[0].strip() or problem.reason
+    return re.split(r"[(:]|(?<=\s)\d", problem.reason)[0].strip() or problem.reason

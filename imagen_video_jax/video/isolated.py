@@ -30,10 +30,20 @@ import numpy as np
 
 from imagen_video_jax.video.containers import EncodedMedia, Media
 from imagen_video_jax.video.cover import cover as cover_frames
-from imagen_video_jax.video.reading import Facts, MediaError, Video, read_media, scan_media
+from imagen_video_jax.video.reading import (
+    Facts,
+    MediaError,
+    Video,
+    is_image,
+    read_image,
+    read_media,
+    read_video,
+    scan_media,
+)
 
 SECONDS = 30.0  # for one file, while training
 MEMORY_BYTES = 2 << 30
+_START_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +79,12 @@ def scan(media: Media, *, changes: bool = False, seconds: float = SECONDS, memor
     """Decodes a whole file in another process and says what is in it; MediaError as for `read`."""
     reply, _ = _ask(media, {"do": "scan", "changes": changes}, seconds, memory_bytes)
     return Scan(Facts(**reply["facts"]), tuple(reply["changes"]))
+
+
+def displayed_size(media: Media, *, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> tuple[int, int]:
+    """(height, width) as `read_media` returns them, from the first frame alone; MediaError as for `read`."""
+    reply, _ = _ask(media, {"do": "size"}, seconds, memory_bytes)
+    return tuple(reply["size"])
 
 
 def colour_change(before_HWC: np.ndarray, after_HWC: np.ndarray) -> float:
@@ -125,12 +141,21 @@ class _Decoder:
             start_new_session=True,  # Ctrl-C is for the parent to handle
         )
         theirs.close()
+        self._ready = False
+        _all.add(self)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def call(self, media: Media, request: dict, seconds: float) -> tuple[dict, bytes]:
         in_memory = isinstance(media, EncodedMedia)
         request = request | {"path": os.path.abspath(media) if not in_memory else media.name, "in_memory": in_memory}
-        deadline = time.monotonic() + seconds
         try:
+            if not self._ready:  # starting may take long on a busy machine, and is not the file's doing
+                _receive(self._socket, time.monotonic() + _START_SECONDS)
+                self._ready = True
+            deadline = time.monotonic() + seconds
             _send(self._socket, json.dumps(request).encode(), deadline)
             if in_memory:
                 _send(self._socket, media.data, deadline)
@@ -147,12 +172,14 @@ class _Decoder:
         return self._process.poll() is None
 
     def close(self) -> None:
+        _all.discard(self)
         self._socket.close()
         self._process.kill()
         self._process.wait()
         self._process.stdin.close()
 
 
+_all: set[_Decoder] = set()
 _idle: list[_Decoder] = []
 _lock = threading.Lock()
 
@@ -224,6 +251,7 @@ def main(descriptor: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     connection = socket.socket(fileno=descriptor)
     with contextlib.suppress(EOFError, OSError):
+        _send(connection, b"ready")
         while True:
             request = json.loads(_receive(connection))
             media = request.pop("path")
@@ -242,7 +270,7 @@ def _end_with_parent() -> None:
 
 def _answer(media: Media, request: dict) -> tuple[dict, bytes | memoryview]:
     try:
-        return _read(media, **request) if request.pop("do") == "read" else _scan(media, **request)
+        return {"read": _read, "scan": _scan, "size": _size}[request.pop("do")](media, **request)
     except MediaError as error:
         return {"error": error.reason}, b""
     except MemoryError:
@@ -258,6 +286,11 @@ def _read(media: Media, *, cover: dict | None = None, part: list[int] | None = N
     frames_THWC = video.frames_THWC[slice(*part)] if part else video.frames_THWC
     reply = {"shape": frames_THWC.shape, "fps": video.fps}
     return reply, memoryview(np.ascontiguousarray(frames_THWC)).cast("B")
+
+
+def _size(media: Media):
+    first_HWC = read_image(media) if is_image(media) else read_video(media, max_frames=1).frames_THWC[0]
+    return {"size": first_HWC.shape[:2]}, b""
 
 
 def _scan(media: Media, *, changes: bool):

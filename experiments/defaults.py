@@ -31,6 +31,8 @@ def training(name: str, scale: str) -> ConfigDict:
             "batch_size": batch,
             "image_batch_size": batch // 2,
             "crop": "centre",
+            "buckets": (),
+            "bad_share": 0.01,
             "seed": 0,
             "checkpoint_every": max(steps // 20, 50),
             "log_every": 10 if miniature else 100,

@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
     sample.add_argument("--stop-after", metavar="STAGE")
     sample.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
+    sample.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the videos, e.g. a portrait bucket of the training")
     sample.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
 
     embed = command("embed", _embed, "Embed prompts into an .npz file.")
@@ -169,6 +170,7 @@ def _cascade(arguments, _) -> None:
 
 
 def _sample(arguments, _) -> None:
+    from imagen_video_jax.data.buckets import parse_sizes
     from imagen_video_jax.sampling import SampleRequest, sample_to_folder
 
     if arguments.num < 1 or arguments.batch < 1:
@@ -185,6 +187,7 @@ def _sample(arguments, _) -> None:
         start_at=arguments.start_at,
         stop_after=arguments.stop_after,
         input=arguments.input,
+        size=parse_sizes([arguments.size])[0] if arguments.size else None,
         keep_stages=arguments.keep_stages,
     )
     _use_compilation_cache()

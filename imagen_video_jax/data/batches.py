@@ -42,9 +42,20 @@ class Batches:
       step: the step of the batch that comes next; giving it back as `start_step` goes on from there.
       skipped: {path: reason} of the files that could not be used so far; read ahead counts.
       repeated: {path: reason} of the videos whose last frame was repeated to fill a clip.
+      bucket_counts: examples in each bucket.
     """
 
-    def __init__(self, slots: "_Slots", *, steps: int | None, start_step: int, threads: int, prefetch: int):
+    def __init__(
+        self,
+        slots: "_Slots",
+        *,
+        steps: int | None,
+        start_step: int,
+        threads: int,
+        prefetch: int,
+        bucket_counts: tuple[int, ...] = (),
+    ):
+        self.bucket_counts = bucket_counts
         self.step = start_step
         self.skipped = slots.tally.skipped
         self.repeated = slots.tally.repeated
@@ -90,6 +101,7 @@ def open_batches(
     shuffle: bool = True,
     weights: Sequence[float] = (1.0,),
     sizes: Sequence[buckets.Size] = (),
+    follow: Sequence[int] = (),
     bad_share: float = 0.01,
     process_index: int = 0,
     process_count: int = 1,
@@ -110,6 +122,8 @@ def open_batches(
       shuffle: False shows the examples in their own order, epoch after epoch.
       weights: of the data sets of a mixture, by `Example.part`.
       sizes: (height, width) of each bucket; none for the spec's own size alone.
+      follow: `Batches.bucket_counts` of another stream: be of its size at every step, cutting all examples to each,
+        so that a step of both needs one program for each size and not for each pair.
       bad_share: end with exit code 4 when more of the clips read so far are bad, and at least ten.
       process_index, process_count: which part of the global batch this process makes.
       threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
@@ -122,8 +136,9 @@ def open_batches(
     """
     tally = Tally(bad_share)
     specs = [dataclasses.replace(spec, height=height, width=width) for height, width in sizes] or [spec]
-    groups = buckets.assign(examples, sizes) if sizes else [tuple(examples)]
-    used = [(group, spec) for group, spec in zip(groups, specs) if group] or [((), spec)]
+    groups = buckets.assign(examples, sizes) if sizes and not follow else [tuple(examples)] * len(specs)
+    counts = list(follow) or [len(group) for group in groups]
+    used = [(group, spec) for group, spec, count in zip(groups, specs, counts, strict=True) if count] or [((), spec)]
     loaders = [
         Loader(
             group,
@@ -140,10 +155,13 @@ def open_batches(
         for group, spec in used
     ]
     makers = [loader.training_item for loader in loaders]
+    schedule = Interleave([count for count in counts if count] or [1])
     slots = _Slots(
-        makers, [len(group) for group, _ in used], tally, spec.fps, batch_size, start_step, process_index, process_count
+        makers, schedule, tally, spec.fps, batch_size, start_step, process_index, process_count, bool(follow)
     )
-    return Batches(slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch)
+    return Batches(
+        slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch, bucket_counts=tuple(counts)
+    )
 
 
 def evaluation_batches(
@@ -166,7 +184,9 @@ def evaluation_batches(
     tally = Tally(bad_share=1.0)
     options = {"seed": seed, "embeddings": embeddings, "text_length": text_length, "shuffle": False}
     loader = Loader(examples, spec, tally, **options, apart=threads > 0)
-    slots = _Slots([loader.evaluation_item], [1], tally, spec.fps, batch_size, 0, process_index, process_count)
+    slots = _Slots(
+        [loader.evaluation_item], Interleave([1]), tally, spec.fps, batch_size, 0, process_index, process_count
+    )
     steps = -(-len(examples) // batch_size)
     return Batches(slots, steps=steps, start_step=0, threads=threads, prefetch=prefetch)
 
@@ -177,13 +197,14 @@ class _Slots:
     def __init__(
         self,
         makers: Sequence[Callable[[int], Item]],
-        weights: Sequence[int],
+        schedule: Interleave,
         tally: Tally,
         fps: float,
         batch_size: int,
         start_step: int,
         index: int,
         count: int,
+        one_order: bool = False,
     ):
         if batch_size < 1 or batch_size % count:
             raise UserError(f"batch_size must be a positive multiple of the {count} processes, got {batch_size}")
@@ -192,7 +213,8 @@ class _Slots:
         self.tally, self.fps = tally, fps
         self.local_size = batch_size // count
         self._makers = makers
-        self._bucket_of = Interleave(weights)
+        self._bucket_of = schedule
+        self._one_order = one_order
         self._start, self._first_slot, self._batch_size = start_step, index * self.local_size, batch_size
 
     def __len__(self) -> int:
@@ -201,6 +223,8 @@ class _Slots:
     def __getitem__(self, number: int) -> Item:
         step, slot = divmod(int(number), self.local_size)
         bucket, bucket_step = self._bucket_of(self._start + step)
+        if self._one_order:  # the examples are the same in every bucket, so they are counted over all of them
+            bucket_step = self._start + step
         return self._makers[bucket](bucket_step * self._batch_size + self._first_slot + slot)
 
 

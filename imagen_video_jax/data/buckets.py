@@ -17,7 +17,7 @@ def parse_sizes(texts: Sequence[str]) -> tuple[Size, ...]:
     for text in texts:
         height, _, width = text.lower().partition("x")
         if not (height.isdecimal() and width.isdecimal()) or not int(height) * int(width):
-            raise UserError(f"a bucket is written HEIGHTxWIDTH like 24x40, got {text!r}")
+            raise UserError(f"a size is written HEIGHTxWIDTH like 24x40, got {text!r}")
         sizes.append((int(height), int(width)))
     if len(set(sizes)) < len(sizes):
         raise UserError(f"a bucket is named twice in {', '.join(texts)}")

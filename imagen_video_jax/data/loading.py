@@ -114,9 +114,9 @@ class Loader:
         self._text_length = text_length
         self._shuffle = shuffle
         self._apart = apart
-        members = [[i for i, e in enumerate(examples) if e.part == part] for part in range(len(weights))]
-        self._parts = [np.array(indices) for indices in members if indices]
-        self._part_of = Interleave([weight for weight, indices in zip(weights, members) if indices])
+        present = sorted({example.part for example in examples})
+        self._parts = [np.array([i for i, e in enumerate(examples) if e.part == part]) for part in present]
+        self._part_of = Interleave([weights[part] if part < len(weights) else 1.0 for part in present])
         self._cache: dict[int, Video] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()

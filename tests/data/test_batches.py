@@ -396,7 +396,7 @@ def test_too_many_bad_files_end_the_run_but_a_few_or_short_ones_do_not(folder, t
 
 def test_a_stopped_decoding_process_is_noticed_and_changes_no_batch(examples, monkeypatch):
     expected = take(6, examples, cache_bytes=0)
-    monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 5.0})
+    monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 8.0})
     with open_(examples, threads=1, prefetch=1, cache_bytes=0) as batches:
         first = next(batches)
         for decoder in list(isolated._all):

@@ -15,7 +15,7 @@ class Interleave:
     """
 
     def __init__(self, weights: Sequence[float]):
-        exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+        exact = [Fraction(weight) for weight in weights]
         if not exact or min(exact) <= 0:
             raise ValueError(f"weights must be above 0, got {list(weights)}")
         self._shares = [weight / sum(exact[: number + 1]) for number, weight in enumerate(exact)]

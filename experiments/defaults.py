@@ -31,6 +31,7 @@ def training(name: str, scale: str) -> ConfigDict:
             "batch_size": batch,
             "image_batch_size": batch // 2,
             "crop": "centre",
+            "short": "repeat",
             "buckets": (),
             "bad_share": 0.01,
             "seed": 0,

@@ -44,7 +44,8 @@ class TrainConfig:
       steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
         rate decay over time (0: no limit).
       batch_size, image_batch_size: clips and images per step (either may be 0).
-      crop: of clips whose aspect differs from the stage's, "centre" or "random".
+      crop: of clips whose aspect differs from the stage's, "centre", "random" or "pad" (black bars instead).
+      short: what a video that ends before the clip does is for: "repeat" its last frame, or "skip" it.
       buckets: sizes like "24x40", "40x24" (height x width), each video trains at the one of the nearest aspect; empty
         for the stage's own size alone.
       bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
@@ -66,6 +67,7 @@ class TrainConfig:
     batch_size: int = 16
     image_batch_size: int = 8
     crop: str = "centre"
+    short: str = "repeat"
     buckets: tuple[str, ...] = ()
     bad_share: float = 0.01
     seed: int = 0
@@ -234,7 +236,7 @@ class _Run:
                 continue
             streams[kind] = open_batches(
                 examples,
-                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop),
+                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short),
                 batch_size=size,
                 seed=config.seed,
                 embeddings=self.embeddings,

@@ -126,3 +126,12 @@ def test_a_real_film_becomes_a_clip(real_clips):
     assert 40 < clip.mean() < 215
     # Neighbouring frames of one shot are alike, yet not the same: time passes.
     assert 0.5 < np.abs(np.diff(clip.astype(int), axis=0)).mean() < 40
+
+
+def test_padding_shows_the_whole_frame_within_black_bars():
+    video = Video(np.full((6, 20, 20, 3), 200, np.uint8), 24.0)
+    clip = cut_clip(video, ClipSpec(4, 12, 20, 24.0, crop="pad"), np.random.default_rng(0))
+    assert clip.shape == (4, 12, 20, 3)
+    assert (clip[:, :, 4:16] == 200).all()
+    assert (clip[:, :, :4] == 0).all()
+    assert (clip[:, :, 16:] == 0).all()

@@ -106,7 +106,8 @@ def _histogram(frame_HWC: np.ndarray) -> np.ndarray:
 def _ask(media: Media, request: dict, seconds: float, memory_bytes: int) -> tuple[dict, bytes]:
     for last in (False, True):
         try:
-            with _borrowed(memory_bytes) as decoder:
+            # Whoever stopped or killed one process may have done so to all that are idle.
+            with _borrowed(memory_bytes, fresh=last) as decoder:
                 reply, data = decoder.call(media, request, seconds)
         except _Died as error:
             if last:
@@ -185,9 +186,9 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _borrowed(memory_bytes: int) -> Iterator[_Decoder]:
+def _borrowed(memory_bytes: int, fresh: bool) -> Iterator[_Decoder]:
     """An idle process with these limits, or a new one; idle again if its use goes well."""
-    decoder = _take_idle(memory_bytes) or _Decoder(memory_bytes)
+    decoder = (None if fresh else _take_idle(memory_bytes)) or _Decoder(memory_bytes)
     try:
         yield decoder
     except BaseException:
@@ -220,7 +221,7 @@ def close_all() -> None:
 
 def _send(connection: socket.socket, data, deadline: float | None = None) -> None:
     for part in (len(data).to_bytes(8, "big"), data):
-        connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+        connection.settimeout(_remaining(deadline))
         connection.sendall(part)
 
 
@@ -228,11 +229,19 @@ def _receive(connection: socket.socket, deadline: float | None = None) -> bytear
     return _receive_exactly(connection, int.from_bytes(_receive_exactly(connection, 8, deadline), "big"), deadline)
 
 
+def _remaining(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    if (seconds := deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    return seconds
+
+
 def _receive_exactly(connection: socket.socket, size: int, deadline: float | None) -> bytearray:
     data = bytearray(size)
     view = memoryview(data)
     while view:
-        connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+        connection.settimeout(_remaining(deadline))
         count = connection.recv_into(view)
         if not count:
             raise EOFError

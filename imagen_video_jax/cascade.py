@@ -7,6 +7,7 @@ Sample number i of a job draws all its noise from (seed, i), whatever the batch 
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -141,6 +142,7 @@ class Cascade:
         start: int = 0,
         stop: int | None = None,
         video_BTHWC: np.ndarray | None = None,
+        size: tuple[int, int] | None = None,
         samplers: dict[int, dict] | None = None,
         on_stage: Callable[[int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
@@ -150,12 +152,14 @@ class Cascade:
           first: global number of the first prompt; number and seed alone decide the noise.
           start, stop: first stage to run and the one after the last (all by default).
           video_BTHWC: uint8 input of the start stage, where that is not the base.
+          size: (height, width) of the last stage's videos, where they are not those of its config.
           samplers: stage index -> fields of its sampler to change.
           on_stage: called with (index, uint8 videos) after each stage.
         """
         stop = len(self.members) if stop is None else stop
         if (video_BTHWC is None) != (self.members[start].stage.config.kind == "base"):
             raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
+        base_size = self._base_size(size, start, stop) if size else None
         text_BLD, mask_BL = self.encoder(list(prompts))
         index_B = jnp.arange(first, first + len(prompts))
         video = None if video_BTHWC is None else frames.to_unit(jnp.asarray(video_BTHWC))
@@ -163,14 +167,34 @@ class Cascade:
             member = self.members[index]
             length = member.stage.config.text_length
             text, mask = fit_length(text_BLD, length), fit_length(mask_BL, length)
-            run = self._program(index, (samplers or {}).get(index, {}))
+            run = self._program(index, (samplers or {}).get(index, {}), base_size)
             video = run(member.params, text, mask, index_B, jnp.asarray(seed, jnp.uint32), video)
             if on_stage is not None:
                 on_stage(index, frames.to_uint8(video))
         return frames.to_uint8(video)
 
-    def _program(self, index: int, changes: dict):
-        key = (index, tuple(sorted(changes.items())))
+    def _base_size(self, size: tuple[int, int], start: int, stop: int) -> tuple[int, int]:
+        """The size at which the base has to sample so that the last stage gives `size`."""
+        configs = [member.stage.config for member in self.members[start:stop]]
+        if configs[0].kind != "base":
+            raise UserError("--size goes with the base stage; from --start-at on the input video decides the size")
+        factor = math.prod(config.factor for config in configs if config.kind == "spatial_sr")
+        if any(side % factor for side in size):
+            raise UserError(f"--size {size[0]}x{size[1]} must be divisible by {factor}, the factor of its stages")
+        height, width = size
+        try:
+            for config in reversed(configs):
+                dataclasses.replace(config, height=height, width=width)
+                if config.kind == "spatial_sr":
+                    height, width = height // config.factor, width // config.factor
+        except ValueError as error:
+            raise UserError(
+                f"--size {size[0]}x{size[1]}: {config.name} cannot sample {height}x{width}: {error}"
+            ) from None
+        return height, width
+
+    def _program(self, index: int, changes: dict, base_size: tuple[int, int] | None = None):
+        key = (index, base_size, tuple(sorted(changes.items())))
         if key not in self._compiled:
             stage = self.members[index].stage
             sampler = changed_sampler(stage.config.sampler, changes)
@@ -184,6 +208,7 @@ class Cascade:
                     index_B=index_B,
                     seed=seed,
                     low_BTHWC=low_BTHWC,
+                    size=base_size,
                     sampler=sampler,
                 )
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 
 from imagen_video_jax import __version__
-from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, UserError
+from imagen_video_jax.errors import DONE, FAILED, STOPPED_AFTER_SAVING, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +44,23 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    prepare = command("prepare", _prepare, "Check videos and pack the good ones; run again to go on or to add files.")
+    prepare.add_argument(
+        "--source", required=True, metavar="SOURCE", help="folder, manifest, .tar, motion_shapes[:mini] or tfds:NAME"
+    )
+    prepare.add_argument(
+        "--out", required=True, metavar="DIR", help="*.array_record, statistics.json, quarantine.jsonl"
+    )
+    prepare.add_argument("--workers", type=int, metavar="N", help="files at once; default one per CPU")
+    for name, text in _PREPARE_NUMBERS.items():
+        prepare.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+    prepare.add_argument("--require-captions", action="store_true", help="drop what has no caption")
+
+    inspect = command("inspect", _inspect, "Show what a data set holds: a table and a contact sheet.")
+    inspect.add_argument("data", metavar="DIR", help="folder, manifest, prepared folder, tfds:NAME")
+    inspect.add_argument("--out", metavar="FILE.png", help="the contact sheet; default contact_sheet.png here")
+    inspect.add_argument("--rows", type=int, default=12, metavar="N", help="clips on the sheet")
+
     train = command("train", _train, "Train one stage; run again to go on where it stopped.")
     train.add_argument(
         "--config", required=True, metavar="FILE.py[:SCALE]", help="e.g. experiments/base_16f_24x40.py:mini"
@@ -70,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
     sample.add_argument("--stop-after", metavar="STAGE")
     sample.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
+    sample.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the videos, e.g. a portrait bucket of the training")
     sample.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
 
     embed = command("embed", _embed, "Embed prompts into an .npz file.")
@@ -82,6 +100,55 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--minutes", type=float, default=None, help="training time for all stages")
     demo.add_argument("--seed", type=int, default=0)
     return parser
+
+
+_PREPARE_NUMBERS = {
+    "min_fps": "drop videos of fewer frames/s",
+    "max_fps": "drop videos of more frames/s",
+    "min_seconds": "drop shorter videos",
+    "max_seconds": "drop longer videos",
+    "cut": "cut videos where this share of the colours changes at once, e.g. 0.5",
+    "validation": "share of the contents that goes to DIR/validation",
+    "seconds_per_file": "time limit of decoding",
+    "megabytes_per_file": "memory limit of decoding",
+    "shard_megabytes": "size of a shard",
+}
+
+
+def _prepare(arguments, _) -> None:
+    from imagen_video_jax.data.default_set import progress_of, rendered
+    from imagen_video_jax.data.examine import PrepareSettings
+    from imagen_video_jax.data.prepare import prepare
+
+    given = {name: getattr(arguments, name) for name in _PREPARE_NUMBERS if getattr(arguments, name) is not None}
+    for name, field in (("megabytes_per_file", "memory_per_file"), ("shard_megabytes", "shard_bytes")):
+        if name in given:
+            given[field] = int(given.pop(name) * 2**20)
+    settings = PrepareSettings(**given, require_captions=arguments.require_captions)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers must be at least 1, got {arguments.workers}")
+    source = arguments.source
+    if source.partition(":")[0] == "motion_shapes" and not pathlib.Path(source).exists():
+        source = str(rendered(source.partition(":")[2] or "tiny", "train"))
+    try:
+        with progress_of("preparing") as progress:
+            statistics = prepare(
+                source, pathlib.Path(arguments.out), settings, workers=arguments.workers, progress=progress
+            )
+    except OSError as error:
+        raise UserError(f"{arguments.out}: {error.strerror or error}; run the same command again", FAILED) from None
+    print(
+        f"{arguments.out}: {statistics['kept']} clips kept, {statistics['dropped']} files dropped, "
+        f"{statistics['duplicates']} duplicates; reasons in quarantine.jsonl and statistics.json"
+    )
+
+
+def _inspect(arguments, _) -> None:
+    from imagen_video_jax.data.inspect import inspect
+
+    if arguments.rows < 1:
+        raise UserError(f"--rows must be at least 1, got {arguments.rows}")
+    inspect(arguments.data, pathlib.Path(arguments.out or "contact_sheet.png"), rows=arguments.rows)
 
 
 def _train(arguments, overrides: list[str]) -> int:
@@ -103,6 +170,7 @@ def _cascade(arguments, _) -> None:
 
 
 def _sample(arguments, _) -> None:
+    from imagen_video_jax.data.buckets import parse_sizes
     from imagen_video_jax.sampling import SampleRequest, sample_to_folder
 
     if arguments.num < 1 or arguments.batch < 1:
@@ -119,6 +187,7 @@ def _sample(arguments, _) -> None:
         start_at=arguments.start_at,
         stop_after=arguments.stop_after,
         input=arguments.input,
+        size=parse_sizes([arguments.size])[0] if arguments.size else None,
         keep_stages=arguments.keep_stages,
     )
     _use_compilation_cache()

@@ -28,6 +28,7 @@ class SampleRequest:
     start_at: str | None = None
     stop_after: str | None = None
     input: str | None = None
+    size: tuple[int, int] | None = None
     keep_stages: bool = False
 
 
@@ -85,6 +86,7 @@ def sample_with(
                 start=start,
                 stop=stop,
                 video_BTHWC=None if video is None else np.repeat(video[None], size, axis=0),
+                size=request.size,
                 samplers=samplers,
                 on_stage=kept.__setitem__ if stage_videos else None,
             )

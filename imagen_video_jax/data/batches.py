@@ -5,6 +5,10 @@ p mod n of the permutation of epoch p // n, which is drawn from (seed, epoch); w
 from (seed, p). So one integer, the step, is the whole cursor: any number of hosts, threads or restarts gives the same
 batches. Host h of H makes slots [h B/H, (h+1) B/H).
 
+Mixtures and buckets. In a mixture of data sets, each position belongs to one of them in exact proportion to the weights
+(`interleave.py`), and p counts within it. With buckets of sizes, each step belongs to one bucket in proportion to its
+examples, and t counts within it.
+
 Files that cannot be used. Training shows the next usable example of the same permutation in their place (again a pure
 function of the position, given the same files) and `Batches.skipped` names them; evaluation leaves their slot invalid.
 
@@ -14,42 +18,21 @@ on their number). Small data sets stay decoded in memory, covering the clip size
 epoch still draws new windows, phases and crops.
 """
 
+import dataclasses
 import functools
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from imagen_video_jax.batch import Batch
-from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cover, cut_clip, frames_needed, is_short
-from imagen_video_jax.data.sources import Example
-from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
-from imagen_video_jax.video.files import MediaError, Video, read_media
-
-# Tags that keep the two streams of random numbers apart.
-_ORDER, _CLIP = 1, 2
-
-
-class Embeddings(Protocol):
-    """Caption -> token states, as `text/embedding_cache.py` reads them."""
-
-    width: int
-
-    def lookup(self, caption: str) -> np.ndarray:
-        """float32 [tokens, width]; UserError when the caption is not there."""
-
-
-class _Item(NamedTuple):
-    """One slot of a batch."""
-
-    video_THWC: np.ndarray
-    text_LD: np.ndarray
-    text_mask_L: np.ndarray
-    id: int
-    valid: bool
+from imagen_video_jax.data import buckets
+from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.examples import Example
+from imagen_video_jax.data.interleave import Interleave
+from imagen_video_jax.data.loading import Embeddings, Item, Loader, Tally
+from imagen_video_jax.errors import UserError
 
 
 class Batches:
@@ -59,18 +42,29 @@ class Batches:
       step: the step of the batch that comes next; giving it back as `start_step` goes on from there.
       skipped: {path: reason} of the files that could not be used so far; read ahead counts.
       repeated: {path: reason} of the videos whose last frame was repeated to fill a clip.
+      bucket_counts: examples in each bucket.
     """
 
-    def __init__(self, slots: "_Slots", *, steps: int | None, start_step: int, threads: int, prefetch: int):
+    def __init__(
+        self,
+        slots: "_Slots",
+        *,
+        steps: int | None,
+        start_step: int,
+        threads: int,
+        prefetch: int,
+        bucket_counts: tuple[int, ...] = (),
+    ):
+        self.bucket_counts = bucket_counts
         self.step = start_step
-        self.skipped = slots.loader.skipped
-        self.repeated = slots.loader.repeated
+        self.skipped = slots.tally.skipped
+        self.repeated = slots.tally.repeated
         self._steps = steps
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=prefetch * slots.local_size if threads else 0
         )
         dataset = grain.MapDataset.source(slots).to_iter_dataset(options)
-        collate = functools.partial(_collate, fps=slots.loader.spec.fps)
+        collate = functools.partial(_collate, fps=slots.fps)
         self._iterator = iter(dataset.batch(slots.local_size, batch_fn=collate))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -105,6 +99,10 @@ def open_batches(
     text_length: int,
     start_step: int = 0,
     shuffle: bool = True,
+    weights: Sequence[float] = (1.0,),
+    sizes: Sequence[buckets.Size] = (),
+    follow: Sequence[int] = (),
+    bad_share: float = 0.01,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
@@ -122,25 +120,48 @@ def open_batches(
       text_length: tokens; shorter texts are padded with zeros, longer ones cut.
       start_step: first step, 0 or `Batches.step` of an earlier run.
       shuffle: False shows the examples in their own order, epoch after epoch.
+      weights: of the data sets of a mixture, by `Example.part`.
+      sizes: (height, width) of each bucket; none for the spec's own size alone.
+      follow: `Batches.bucket_counts` of another stream: be of its size at every step, cutting all examples to each,
+        so that a step of both needs one program for each size and not for each pair.
+      bad_share: end with exit code 4 when more of the clips read so far are bad, and at least ten.
       process_index, process_count: which part of the global batch this process makes.
-      threads: that decode; 0 decodes in the calling thread.
+      threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
+        in the calling thread and process.
       prefetch: batches read ahead.
       cache_bytes: decoded videos kept in memory, first come first kept.
 
     Raises:
-      UserError: at once for impossible arguments, later with exit code 4 when not one example can be read.
+      UserError: at once for impossible arguments, later with exit code 4 when too many examples are bad.
     """
-    loader = _Loader(
-        examples,
-        spec,
-        seed=seed,
-        embeddings=embeddings,
-        text_length=text_length,
-        shuffle=shuffle,
-        cache_bytes=cache_bytes,
+    tally = Tally(bad_share)
+    specs = [dataclasses.replace(spec, height=height, width=width) for height, width in sizes] or [spec]
+    groups = buckets.assign(examples, sizes) if sizes and not follow else [tuple(examples)] * len(specs)
+    counts = list(follow) or [len(group) for group in groups]
+    used = [(group, spec) for group, spec, count in zip(groups, specs, counts, strict=True) if count] or [((), spec)]
+    loaders = [
+        Loader(
+            group,
+            spec,
+            tally,
+            seed=seed,
+            embeddings=embeddings,
+            text_length=text_length,
+            weights=weights,
+            shuffle=shuffle,
+            cache_bytes=cache_bytes // len(used),
+            apart=threads > 0,
+        )
+        for group, spec in used
+    ]
+    makers = [loader.training_item for loader in loaders]
+    schedule = Interleave([count for count in counts if count] or [1])
+    slots = _Slots(
+        makers, schedule, tally, spec.fps, batch_size, start_step, process_index, process_count, bool(follow)
     )
-    slots = _Slots(loader.training_item, loader, batch_size, start_step, process_index, process_count)
-    return Batches(slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch)
+    return Batches(
+        slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch, bucket_counts=tuple(counts)
+    )
 
 
 def evaluation_batches(
@@ -160,10 +181,12 @@ def evaluation_batches(
 
     Arguments as for `open_batches`. Window and caption of an example depend on the seed and its place alone.
     """
-    loader = _Loader(
-        examples, spec, seed=seed, embeddings=embeddings, text_length=text_length, shuffle=False, cache_bytes=0
+    tally = Tally(bad_share=1.0)
+    options = {"seed": seed, "embeddings": embeddings, "text_length": text_length, "shuffle": False}
+    loader = Loader(examples, spec, tally, **options, apart=threads > 0)
+    slots = _Slots(
+        [loader.evaluation_item], Interleave([1]), tally, spec.fps, batch_size, 0, process_index, process_count
     )
-    slots = _Slots(loader.evaluation_item, loader, batch_size, 0, process_index, process_count)
     steps = -(-len(examples) // batch_size)
     return Batches(slots, steps=steps, start_step=0, threads=threads, prefetch=prefetch)
 
@@ -171,125 +194,41 @@ def evaluation_batches(
 class _Slots:
     """Random access to this process's slots, step after step: the source that Grain reads ahead in."""
 
-    def __init__(self, make, loader: "_Loader", batch_size: int, start_step: int, index: int, count: int):
+    def __init__(
+        self,
+        makers: Sequence[Callable[[int], Item]],
+        schedule: Interleave,
+        tally: Tally,
+        fps: float,
+        batch_size: int,
+        start_step: int,
+        index: int,
+        count: int,
+        one_order: bool = False,
+    ):
         if batch_size < 1 or batch_size % count:
             raise UserError(f"batch_size must be a positive multiple of the {count} processes, got {batch_size}")
         if start_step < 0:
             raise UserError(f"start_step must be at least 0, got {start_step}")
-        self.loader = loader
+        self.tally, self.fps = tally, fps
         self.local_size = batch_size // count
-        self._make = make
-        self._first = start_step * batch_size + index * self.local_size
-        self._batch_size = batch_size
+        self._makers = makers
+        self._bucket_of = schedule
+        self._one_order = one_order
+        self._start, self._first_slot, self._batch_size = start_step, index * self.local_size, batch_size
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, number: int) -> _Item:
+    def __getitem__(self, number: int) -> Item:
         step, slot = divmod(int(number), self.local_size)
-        return self._make(self._first + step * self._batch_size + slot)
+        bucket, bucket_step = self._bucket_of(self._start + step)
+        if self._one_order:  # the examples are the same in every bucket, so they are counted over all of them
+            bucket_step = self._start + step
+        return self._makers[bucket](bucket_step * self._batch_size + self._first_slot + slot)
 
 
-class _Loader:
-    """Position -> item. Called from several threads."""
-
-    def __init__(self, examples, spec: ClipSpec, *, seed, embeddings, text_length, shuffle, cache_bytes):
-        if not examples:
-            raise UserError("there are no examples to make batches of")
-        if seed < 0 or text_length < 1:
-            raise UserError(f"seed must be at least 0 and text_length at least 1, got {seed} and {text_length}")
-        if spec.frames > 1 and (images := [example for example in examples if example.is_image]):
-            raise UserError(f"{images[0].path} is an image, it cannot fill clips of {spec.frames} frames")
-        self.examples = tuple(examples)
-        self.spec = spec
-        self.skipped: dict[str, str] = {}
-        self.repeated: dict[str, str] = {}
-        self._seed = seed
-        self._embeddings = embeddings
-        self._text_length = text_length
-        self._shuffle = shuffle
-        self._cache: dict[int, Video] = {}
-        self._room = cache_bytes
-        self._lock = threading.Lock()
-        self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
-
-    def training_item(self, position: int) -> _Item:
-        """The item at a position, with the next usable example where the one due is not."""
-        count = len(self.examples)
-        epoch, place = divmod(position, count)
-        order = self._order_of(epoch)
-        for step in range(count):
-            item = self._item(int(order[(place + step) % count]), position)
-            if item is not None:
-                return item
-        raise self._nothing_readable()
-
-    def evaluation_item(self, position: int) -> _Item:
-        """The example at a position, or an invalid item."""
-        item = self._item(position, position) if position < len(self.examples) else None
-        if item is not None:
-            return item
-        if len(self.skipped) == len(self.examples):
-            raise self._nothing_readable()
-        spec = self.spec
-        text_LD, text_mask_L = self._text(None)
-        return _Item(np.zeros((spec.frames, spec.height, spec.width, 3), np.uint8), text_LD, text_mask_L, -1, False)
-
-    def _item(self, index: int, position: int) -> _Item | None:
-        """Example `index` as drawn for `position`; None when it cannot be used."""
-        example = self.examples[index]
-        name = str(example.path)
-        if name in self.skipped:
-            return None
-        rng = np.random.default_rng([self._seed, position, _CLIP])
-        caption = example.captions[int(rng.integers(len(example.captions)))] if example.captions else None
-        try:
-            video = self._video(index)
-            clip_THWC = cut_clip(video, self.spec, rng)
-        except (MediaError, ShortClipError) as error:
-            self.skipped[name] = getattr(error, "reason", str(error))
-            return None
-        if is_short(video, self.spec) and name not in self.repeated:
-            needed = frames_needed(self.spec, video.fps)
-            self.repeated[name] = f"{len(video.frames_THWC)} frames of the {needed} that a clip spans"
-        return _Item(clip_THWC, *self._text(caption), example.id, True)
-
-    def _video(self, index: int) -> Video:
-        """The decoded video, covering the clip size, from memory where it fits."""
-        if index in self._cache:
-            return self._cache[index]
-        size = {"height": self.spec.height, "width": self.spec.width}
-        video = read_media(self.examples[index].path, each_frame=lambda frame_HWC: cover(frame_HWC[None], **size)[0])
-        with self._lock:
-            # Nothing is ever put out: in a random order over more than fits, what came first is as good as any.
-            if index not in self._cache and video.frames_THWC.nbytes <= self._room:
-                self._room -= video.frames_THWC.nbytes
-                self._cache[index] = video
-        return video
-
-    def _text(self, caption: str | None) -> tuple[np.ndarray, np.ndarray]:
-        text_LD = np.zeros((self._text_length, self._embeddings.width), np.float32)
-        text_mask_L = np.zeros(self._text_length, np.bool_)
-        states_LD = self._embeddings.lookup(caption)[: self._text_length] if caption is not None else text_LD[:0]
-        text_LD[: len(states_LD)] = states_LD
-        text_mask_L[: max(1, len(states_LD))] = True
-        return text_LD, text_mask_L
-
-    def _draw_order(self, epoch: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(len(self.examples))
-        # Sorting raw bits rather than Generator.permutation: only the raw stream is promised by numpy to stay.
-        raw = np.random.PCG64(np.random.SeedSequence([self._seed, epoch, _ORDER])).random_raw(len(self.examples))
-        return np.argsort(raw, kind="stable")
-
-    def _nothing_readable(self) -> UserError:
-        name, reason = next(iter(self.skipped.items()))
-        return UserError(
-            f"none of the {len(self.examples)} examples can be used; {name}: {reason}", exit_code=TOO_MUCH_BAD_DATA
-        )
-
-
-def _collate(items: Sequence[_Item], *, fps: float) -> Batch:
+def _collate(items: Sequence[Item], *, fps: float) -> Batch:
     return Batch(
         video_BTHWC=np.stack([item.video_THWC for item in items]),
         text_BLD=np.stack([item.text_LD for item in items]),

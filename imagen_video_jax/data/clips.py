@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.cover import cover, resize_uint8
 from imagen_video_jax.video.files import Video, select_frames
-from imagen_video_jax.video.frames import resize_uint8
 
 
 class ShortClipError(UserError):
@@ -27,7 +27,7 @@ class ClipSpec:
       frames: 1 for images (a video then gives one of its frames).
       height, width: pixels.
       fps: frames per second of the clip; a single frame has no rate, so it becomes 0.
-      crop: where the covered frame is cut.
+      crop: where the covered frame is cut; "pad" shows all of it within black bars instead.
       short: a video that ends before the clip does repeats its last frame, or is skipped.
     """
 
@@ -35,7 +35,7 @@ class ClipSpec:
     height: int
     width: int
     fps: float = 0.0
-    crop: Literal["centre", "random"] = "centre"
+    crop: Literal["centre", "random", "pad"] = "centre"
     short: Literal["repeat", "skip"] = "repeat"
 
     def __post_init__(self):
@@ -45,21 +45,10 @@ class ClipSpec:
             object.__setattr__(self, "fps", 0.0)
         elif not self.fps > 0:
             raise UserError(f"a clip of {self.frames} frames needs a positive fps, got {self.fps}")
-        if self.crop not in ("centre", "random") or self.short not in ("repeat", "skip"):
-            raise UserError(f"crop is centre or random and short is repeat or skip, got {self.crop} and {self.short}")
-
-
-def cover_size(frame_height: int, frame_width: int, *, height: int, width: int) -> tuple[int, int]:
-    """The smallest size of the same aspect that covers height x width."""
-    if frame_height * width <= frame_width * height:  # wider than the target: the height decides
-        return height, max(width, round(frame_width * height / frame_height))
-    return max(height, round(frame_height * width / frame_width)), width
-
-
-def cover(video_THWC: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Antialiased resize of uint8 frames to `cover_size`; again on its own result, it changes nothing."""
-    covered_height, covered_width = cover_size(*video_THWC.shape[1:3], height=height, width=width)
-    return resize_uint8(video_THWC, covered_height, covered_width)
+        if self.crop not in ("centre", "random", "pad"):
+            raise UserError(f"crop is centre, random or pad, got {self.crop!r}")
+        if self.short not in ("repeat", "skip"):
+            raise UserError(f"short is repeat or skip, got {self.short!r}")
 
 
 def frames_needed(spec: ClipSpec, fps: float) -> int:
@@ -90,9 +79,22 @@ def cut_clip(video: Video, spec: ClipSpec, rng: np.random.Generator) -> np.ndarr
         indices = np.array([start])
     else:
         indices = select_frames(count, fps=video.fps, target_fps=spec.fps, frames=spec.frames, start=start)
+    if spec.crop == "pad":
+        return _pad(video.frames_THWC[indices], spec.height, spec.width)
     clip_THWC = cover(video.frames_THWC[indices], height=spec.height, width=spec.width)
     spare_height, spare_width = clip_THWC.shape[1] - spec.height, clip_THWC.shape[2] - spec.width
     top, left = spare_height // 2, spare_width // 2
     if spec.crop == "random":
         top, left = int(rng.integers(spare_height + 1)), int(rng.integers(spare_width + 1))
     return np.ascontiguousarray(clip_THWC[:, top : top + spec.height, left : left + spec.width])
+
+
+def _pad(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The whole frames, as large as they fit, in the middle of black."""
+    frame_height, frame_width = video_THWC.shape[1:3]
+    scale = min(height / frame_height, width / frame_width)
+    inner = min(height, max(1, round(frame_height * scale))), min(width, max(1, round(frame_width * scale)))
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    padded_THWC = np.zeros((len(video_THWC), height, width, 3), np.uint8)
+    padded_THWC[:, top : top + inner[0], left : left + inner[1]] = resize_uint8(video_THWC, *inner)
+    return padded_THWC

@@ -11,6 +11,7 @@ import rich.progress
 
 from imagen_video_jax import storage
 from imagen_video_jax.data.embed_captions import embed_data
+from imagen_video_jax.data.manifests import MANIFEST
 from imagen_video_jax.data.motion_shapes import VERSION, write_motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
@@ -35,29 +36,48 @@ class DefaultSet:
 
 def default_set(name: str) -> DefaultSet:
     """Makes what is missing of the set `name`; a second process waits for the first."""
-    root = storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}-{SETS[name]['train'][0]}"
+    root = _root(name)
     made = DefaultSet(root / "train", root / "validation", storage.user_cache() / "embeddings" / "minilm")
     with _lock(storage.writable_folder(root)):
         # The cache is shared by all data sets, so it may be gone while the files are there.
         if not ((root / "complete").exists() and (made.embeddings / FINGERPRINT).exists()):
-            frames, height, width = SETS[name]["size"]
             for split in ("train", "validation"):
-                clips, images = SETS[name][split]
-                with _progress(f"rendering {split}") as progress:
-                    write_motion_shapes(
-                        root / split,
-                        clips=clips,
-                        images=images,
-                        seed=SEEDS[split],
-                        split=split,
-                        frames=frames,
-                        height=height,
-                        width=width,
-                        progress=progress,
-                    )
+                _render(root, name, split)
             embed_data([str(made.train), str(made.validation)], made.embeddings, TextEncoder.minilm())
             (root / "complete").touch()
     return made
+
+
+def rendered(name: str, split: str) -> pathlib.Path:
+    """The files of one split of the set `name`, without embeddings, made where they are missing."""
+    if name not in SETS:
+        raise UserError(f"motion_shapes:{name}: the sets are {', '.join(SETS)}")
+    root = _root(name)
+    with _lock(storage.writable_folder(root)):
+        if not (root / split / MANIFEST).exists():
+            _render(root, name, split)
+    return root / split
+
+
+def _root(name: str) -> pathlib.Path:
+    return storage.user_cache() / "motion_shapes" / f"{name}-v{VERSION}-{SETS[name]['train'][0]}"
+
+
+def _render(root: pathlib.Path, name: str, split: str) -> None:
+    clips, images = SETS[name][split]
+    frames, height, width = SETS[name]["size"]
+    with progress_of(f"rendering {split}") as progress:
+        write_motion_shapes(
+            root / split,
+            clips=clips,
+            images=images,
+            seed=SEEDS[split],
+            split=split,
+            frames=frames,
+            height=height,
+            width=width,
+            progress=lambda done, total: progress("", done, total),
+        )
 
 
 @contextlib.contextmanager
@@ -72,17 +92,20 @@ def _lock(root: pathlib.Path) -> Iterator[None]:
         yield
 
 
-class _progress:
-    """A bar with rate and remaining time, on a terminal: a context that gives a function of (done, total)."""
+class progress_of:
+    """A bar with rate and remaining time, on a terminal: a context that gives a function of (what, done, total)."""
 
     def __init__(self, text: str):
         console = rich.console.Console(stderr=True)
+        self._text = text
         self._bar = rich.progress.Progress(console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(text, total=None)
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> Callable[[str, int, int], None]:
         self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+        return lambda what, done, total: self._bar.update(
+            self._task, description=what or self._text, completed=done, total=total
+        )
 
     def __exit__(self, *_) -> None:
         self._bar.stop()

@@ -1,221 +1,205 @@
-"""Where examples come from: a folder or manifest of captioned videos and images -> `Source`.
+"""Where examples come from: a folder, a manifest, tar shards, a prepared folder or a TFDS name -> `Source`.
 
-Captions are found in one of three places:
-
-* `captions.jsonl` in the folder: one JSON object a line, `{"path": "a/b.mp4", "caption": "..."}` and/or
-  `"captions": ["...", ...]`; paths are relative to the file; other keys are kept as `facts`; several lines about one
-  path are merged;
-* a `.txt` file beside a video or image, each non-empty line a caption (used where `captions.jsonl` says nothing);
-* a `.jsonl` file named instead of the folder: then only the files that it lists belong to the source.
+* A folder of videos and images. Captions are in its `captions.jsonl`, or (where that says nothing) in a `.txt` file
+  beside each file, each non-empty line a caption.
+* A manifest (.jsonl, .csv, .parquet): the files that it lists, relative to it (see `manifests.py`).
+* A `.tar`, or a folder of them (`tar_shards.py`); a folder made by `imagen-video prepare` (`records.py`); `tfds:NAME`
+  (`tfds_source.py`).
+* A mixture of these: `DIR*3,tfds:NAME*1` shows three of DIR's examples for every one of the other.
 
 Nothing is decoded here: a file that does not decode is found out by whoever reads it.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
-import unicodedata
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
+from imagen_video_jax.data import manifests, records, tar_shards, tfds_source
+from imagen_video_jax.data.examples import Example, Listing, Problem, Source, clean_captions, sorted_by_id
+from imagen_video_jax.data.manifests import MANIFEST
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.video.files import IMAGE_ENDINGS, VIDEO_ENDINGS
+from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS
 
-MANIFEST = "captions.jsonl"
+__all__ = ["Example", "Source", "list_source", "open_source", "sorted_by_id"]
+
 _ENDINGS = VIDEO_ENDINGS + IMAGE_ENDINGS
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One captioned video or image.
-
-    Attributes:
-      path: the file.
-      captions: descriptions of it, any of which may be shown with it; may be empty only where the source allows it.
-      id: its number in the source, counted over videos and images in the order of their paths.
-      facts: what else the manifest says of it.
-    """
-
-    path: pathlib.Path
-    captions: tuple[str, ...]
-    id: int
-    facts: dict = dataclasses.field(default_factory=dict, compare=False)
-
-    @property
-    def is_image(self) -> bool:
-        return self.path.suffix.lower() in IMAGE_ENDINGS
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The examples of a data set, in the order of their paths."""
-
-    path: pathlib.Path
-    videos: tuple[Example, ...]
-    images: tuple[Example, ...]
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """Every different caption, in the order of the examples: what a text encoder has to embed."""
-        return tuple(dict.fromkeys(c for example in sorted_by_id(self) for c in example.captions))
-
-
-def sorted_by_id(source: Source) -> list[Example]:
-    """Videos and images together, in the order of their numbers."""
-    return sorted(source.videos + source.images, key=lambda example: example.id)
-
-
-def open_source(path: str | os.PathLike, *, captions_optional: bool = False) -> Source:
-    """Finds the examples of a folder or a `.jsonl` manifest (see the head of this file).
+def open_source(name: str | os.PathLike, *, captions_optional: bool = False) -> Source:
+    """Finds the examples of a source (see the head of this file) and refuses one with mistakes in it.
 
     Args:
-      path: folder or manifest.
-      captions_optional: keep files that have no caption.
+      name: folder, file, `tfds:NAME`, or a mixture.
+      captions_optional: keep files that have no caption. What was prepared without is kept in any case.
 
     Raises:
       UserError: nothing there, captions of files that are not there, files without captions, the same file twice,
         paths that leave the folder, or a malformed line (named as file:line).
     """
-    path = pathlib.Path(path)
+    parts = _parts(os.fspath(name))
+    videos, images, count = [], [], 0
+    for number, (part, _) in enumerate(parts):
+        listing = list_source(part)
+        if listing.problems:
+            more = len(listing.problems) - 1
+            raise UserError(f"{part}: {listing.problems[0]}" + (f" ({more} more like this)" if more else ""))
+        _check_captions(part, listing, captions_optional)
+        for example in listing.examples:
+            moved = dataclasses.replace(example, id=count, part=number) if len(parts) > 1 else example
+            (images if example.is_image else videos).append(moved)
+            count += 1
+    return Source(os.fspath(name), tuple(videos), tuple(images), tuple(weight for _, weight in parts))
+
+
+def _parts(name: str) -> list[tuple[str, float]]:
+    """The data sets of a mixture and their weights."""
+    if os.path.exists(name) or ("," not in name and "*" not in name):
+        return [(name, 1.0)]
+    parts = []
+    for text in name.split(","):
+        path, star, weight = text.strip().rpartition("*")
+        try:
+            parts.append((path, float(weight)) if star else (weight, 1.0))
+        except ValueError:
+            raise UserError(f"{name}: a mixture is written DIR*WEIGHT,DIR*WEIGHT; {weight!r} is no number") from None
+        if not 0 < parts[-1][1] < float("inf"):
+            raise UserError(f"{name}: the weight of {parts[-1][0]} must be above 0, got {weight}; leave it out instead")
+    return parts
+
+
+def _check_captions(name: str, listing: Listing, captions_optional: bool) -> None:
+    bare = [example for example in listing.examples if not example.captions]
+    if bare and not captions_optional and not listing.prepared:
+        raise UserError(
+            f"{name}: {len(bare)} of {len(listing.examples)} files have no caption, the first is {bare[0].path.name}; "
+            f"describe them in {MANIFEST} or in .txt files beside them"
+        )
+
+
+def list_source(name: str | os.PathLike) -> Listing:
+    """What a source holds, and what is wrong with the rest of it.
+
+    Raises:
+      UserError: nothing can be read there at all.
+    """
+    if os.fspath(name).startswith(tfds_source.PREFIX):
+        return tfds_source.list_tfds(os.fspath(name))
+    path = pathlib.Path(name)
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():
-        folder, names = path, _media_files(path)
-        listed = _read_manifest(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
-        if not names and not listed:
-            raise UserError(f"{folder} holds no videos or images: looked for {', '.join(_ENDINGS)}; {_seen(folder)}")
-    elif path.suffix.lower() == ".jsonl":
-        folder, listed = path.parent, _read_manifest(path)
-        names = sorted(listed)
-        if not names:
+        return _list_folder(path)
+    if path.suffix.lower() == ".tar":
+        return tar_shards.list_tars(path.parent, [path])
+    if path.suffix.lower() in manifests.ENDINGS:
+        rows, problems = manifests.read_manifest(path)
+        if not rows and not problems:
             raise UserError(f"{path} lists no files")
-    else:
-        raise UserError(f"{path} is neither a folder nor a .jsonl manifest")
-    _check_listed(folder, listed)
-    _check_inside_and_once(folder, sorted({*names, *listed}))
-    return _source(path, folder, names, listed, captions_optional=captions_optional)
-
-
-def _source(path, folder, names: Sequence[str], listed: dict, *, captions_optional: bool) -> Source:
-    examples = []
-    for number, name in enumerate(names):
-        captions, facts = listed.get(name, ((), {}))
-        captions = captions or _sidecar_captions(folder / name)
-        examples.append(Example(folder / name, tuple(dict.fromkeys(captions)), number, facts))
-    bare = [example for example in examples if not example.captions]
-    if bare and not captions_optional:
-        first = bare[0].path.relative_to(folder)
-        raise UserError(
-            f"{path}: {len(bare)} of {len(examples)} files have no caption, the first is {first}; "
-            f"describe them in {MANIFEST} or in .txt files beside them"
-        )
-    videos = tuple(example for example in examples if not example.is_image)
-    return Source(path, videos, tuple(example for example in examples if example.is_image))
-
-
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Every file below a folder except hidden ones; links to folders are not followed but refused."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            if os.path.islink(os.path.join(parent, name)):
-                raise UserError(
-                    f"{os.path.join(parent, name)} is a link to a folder; name that folder itself as a source"
-                )
-        yield from (pathlib.Path(parent, name) for name in files if not name.startswith("."))
-
-
-def _media_files(folder: pathlib.Path) -> list[str]:
-    found = (file for file in _walk(folder) if file.suffix.lower() in _ENDINGS)
-    return sorted(file.relative_to(folder).as_posix() for file in found)
-
-
-def _seen(folder: pathlib.Path) -> str:
-    """What a folder without media holds instead, by ending."""
-    endings = Counter(file.suffix.lower() or "no ending" for file in _walk(folder))
-    if not endings:
-        return "it is empty"
-    return "found " + ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5))
-
-
-def _read_manifest(path: pathlib.Path) -> dict[str, tuple[tuple[str, ...], dict]]:
-    """{path as written, without './': (captions, facts)} of a manifest."""
-    listed: dict[str, tuple[tuple[str, ...], dict]] = {}
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    name, captions, facts = _manifest_line(f"{path}:{number}", line)
-                    known_captions, known_facts = listed.get(name, ((), {}))
-                    listed[name] = (known_captions + captions, facts | known_facts)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return listed
-
-
-def _manifest_line(where: str, line: str) -> tuple[str, tuple[str, ...], dict]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object ({error})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    name = row.pop("path", None)
-    if not isinstance(name, str) or not name:
-        raise UserError(f'{where}: "path" must be the name of a file, got {name!r}')
-    captions = row.pop("captions", [])
-    captions = [row.pop("caption"), *captions] if "caption" in row and isinstance(captions, list) else captions
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise UserError(f'{where}: "caption" must be text and "captions" a list of texts')
-    parts = pathlib.PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise UserError(f"{where}: {name!r} leaves the folder; paths must be relative to the manifest, without '..'")
-    return parts.as_posix(), _clean(captions), row
-
-
-def _sidecar_captions(file: pathlib.Path) -> tuple[str, ...]:
-    sidecar = file.with_suffix(".txt")
-    try:
-        return _clean(sidecar.read_text(encoding="utf-8-sig").splitlines())
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise UserError(f"{sidecar} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{sidecar} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _clean(captions: Iterable[str]) -> tuple[str, ...]:
-    """Captions as one line each, without control characters and lone surrogates; empty ones are left out."""
-    cleaned = (
-        " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in caption).split())
-        for caption in captions
+        return _listing(path.parent, sorted(rows), rows, problems, Counter(), path.name)
+    raise UserError(
+        f"{path} is neither a folder nor a {', '.join(manifests.ENDINGS[:-1])} or {manifests.ENDINGS[-1]} manifest, "
+        "nor a .tar"
     )
-    return tuple(caption for caption in cleaned if caption)
 
 
-def _check_listed(folder: pathlib.Path, listed: dict) -> None:
-    other = [name for name in listed if pathlib.PurePosixPath(name).suffix.lower() not in _ENDINGS]
-    if other:
-        raise UserError(f"{folder}: {other[0]!r} in the manifest is not one of {', '.join(_ENDINGS)}")
-    missing = [name for name in listed if not (folder / name).is_file()]
-    if missing:
+def _list_folder(folder: pathlib.Path) -> Listing:
+    if records.is_prepared(folder):
+        return records.list_prepared(folder)
+    problems: list[Problem] = []
+    files = list(_walk(folder, problems))
+    names = sorted(name for name in files if pathlib.PurePosixPath(name).suffix.lower() in _ENDINGS)
+    other = Counter(pathlib.PurePosixPath(name).suffix.lower() or "no ending" for name in set(files) - set(names))
+    rows: dict[str, manifests.Row] = {}
+    if (folder / MANIFEST).exists():
+        rows, found = manifests.read_manifest(folder / MANIFEST)
+        problems += found
+    if tars := [folder / name for name in sorted(files) if name.lower().endswith(".tar")]:
+        if names:
+            raise UserError(f"{folder} holds tar shards and other media; name one kind, or mix them: A.tar*1,B*1")
+        return tar_shards.list_tars(folder, tars)
+    if not names and not rows and not problems:
+        seen = ", ".join(f"{count} {ending}" for ending, count in other.most_common(5))
         raise UserError(
-            f"{folder}: {len(missing)} of {len(listed)} captioned files are missing, the first is {missing[0]}"
+            f"{folder} holds no videos or images: looked for {', '.join(_ENDINGS)}; "
+            + (f"found {seen}" if seen else "it is empty")
         )
+    return _listing(folder, sorted({*names, *rows}), rows, problems, other, MANIFEST)
 
 
-def _check_inside_and_once(folder: pathlib.Path, names: Sequence[str]) -> None:
-    """Refuses links that lead out of the folder, and two names of one file (it would count twice)."""
+def _listing(folder, names, rows: dict, problems: list[Problem], other: Counter, manifest: str) -> Listing:
+    """Examples for the names that are files within the folder, each once."""
+    examples: list[Example] = []
     root = folder.resolve()
     seen: dict[pathlib.Path, str] = {}
     for name in names:
-        real = (folder / name).resolve()
-        if not real.is_relative_to(root):
-            raise UserError(f"{folder / name} is a link that leaves the folder; copy the file or name its own folder")
-        if real in seen:
-            raise UserError(f"{folder}: {seen[real]} and {name} are the same file; keep one of them")
-        seen[real] = name
+        if (problem := _problem(folder, name, rows, root, seen, manifest)) is not None:
+            problems.append(problem)
+            continue
+        row = rows.get(name)
+        captions = (row.captions if row else ()) or _sidecar_captions(folder, name, problems)
+        examples.append(Example(folder / name, captions, len(examples), row.facts if row else {}))
+    return Listing(examples, problems, other)
+
+
+def _problem(folder, name: str, rows: dict, root, seen: dict, manifest: str) -> Problem | None:
+    said = f" ({manifest}:{rows[name].line})" if name in rows else ""
+    if pathlib.PurePosixPath(name).suffix.lower() not in _ENDINGS:
+        return Problem(name, f"not one of {', '.join(_ENDINGS)}{said}")
+    path = folder / name
+    try:
+        real, mode = path.resolve(strict=True), os.stat(path).st_mode
+    except (OSError, RuntimeError, ValueError):
+        if os.path.islink(path) or name not in rows:
+            return Problem(name, "a link to nothing")
+        return Problem(rows[name].written, f"described, but there is no such file{said}", exists=False)
+    if not real.is_relative_to(root):
+        return Problem(name, "a link that leaves the folder", "copy the file or name its own folder as a source")
+    if stat.S_ISDIR(mode):
+        return Problem(name, f"a folder, though it is described like a file{said}")
+    if not stat.S_ISREG(mode):
+        return Problem(name, "not a regular file")
+    if real in seen:
+        return Problem(name, f"the same file as {seen[real]}", "keep one of them")
+    seen[real] = name
+    return None
+
+
+def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[str]:
+    """Names of the files below a folder except hidden ones; links to folders are not followed."""
+
+    def unreadable(error: OSError):
+        name = os.path.relpath(error.filename, folder)
+        problems.append(Problem(name, f"the folder cannot be read ({error.strerror})"))
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            path = pathlib.Path(parent, name)
+            shown = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                problems.append(Problem(shown, "a link to a folder", "name that folder itself as a source"))
+            elif path.suffix.lower() in _ENDINGS:
+                problems.append(Problem(shown, "a folder, though it is named like a file", "rename it"))
+        for name in files:
+            if not name.startswith("."):
+                yield pathlib.Path(parent, name).relative_to(folder).as_posix()
+
+
+def _sidecar_captions(folder: pathlib.Path, name: str, problems: list[Problem]) -> tuple[str, ...]:
+    sidecar = (folder / name).with_suffix(".txt")
+    reason = ""
+    try:
+        if not sidecar.resolve().is_relative_to(folder.resolve()):
+            reason = "a link that leaves the folder"
+        elif sidecar.is_file():
+            return clean_captions(sidecar.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, RuntimeError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 text ({error.reason} at byte {error.start})"
+    if reason:
+        problems.append(Problem(sidecar.relative_to(folder).as_posix(), reason))
+    return ()

@@ -192,14 +192,14 @@ class Stage:
         """Loss and log-SNR per example, ([B], [B]).
 
         Args:
-          batch: clips of this stage's output size, or images (T = 1).
+          batch: clips of this stage's output size or of another that its network takes (a bucket), or images (T = 1).
           key: of this step.
           slot_B, slots: number of each example in the global batch, and the global batch's size, where `batch` is a
             part of it; noise and times are then those of the whole.
         """
         config = self.config
         B, T, H, W, _ = batch.video_BTHWC.shape
-        chex.assert_shape(batch.video_BTHWC, (B, T, config.height, config.width, 3))
+        chex.assert_shape(batch.video_BTHWC, (B, T, None, None, 3))
         slot_B = jnp.arange(B) if slot_B is None else slot_B
         slots = B if slots is None else slots
 
@@ -263,7 +263,16 @@ class Stage:
     # Sampling.
 
     def sample(
-        self, params, *, text_BLD, text_mask_BL, index_B, seed, low_BTHWC=None, sampler: SamplerConfig | None = None
+        self,
+        params,
+        *,
+        text_BLD,
+        text_mask_BL,
+        index_B,
+        seed,
+        low_BTHWC=None,
+        size: tuple[int, int] | None = None,
+        sampler: SamplerConfig | None = None,
     ) -> jax.Array:
         """Videos in [-1, 1], BTHWC.
 
@@ -271,6 +280,7 @@ class Stage:
           index_B: global number of each sample; with `seed` it alone decides the noise.
           low_BTHWC: the previous stage's output in [-1, 1]; its size decides the output's (any size in fully
             convolutional stages). None for the base.
+          size: (height, width) of the base's output where it is not the configured one.
         """
         config = self.config
         sampler = config.sampler if sampler is None else sampler
@@ -279,7 +289,7 @@ class Stage:
         fps_B = jnp.full((B,), config.fps, jnp.float32)
         if config.kind == "base":
             conditions = Conditions(text_BLD, text_mask_BL, fps_B)
-            shape = (config.frames, config.height, config.width, 3)
+            shape = (config.frames, *(size or (config.height, config.width)), 3)
         else:
             conditions = self._sampling_conditions(text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B)
             shape = conditions.low_BTHWC.shape[1:]
@@ -314,6 +324,7 @@ class Stage:
             index_B=jnp.arange(len(batch)),
             seed=seed,
             low_BTHWC=low,
+            size=batch.video_BTHWC.shape[2:4],
         )
 
     def _sampling_conditions(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B) -> Conditions:

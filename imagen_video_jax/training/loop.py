@@ -18,6 +18,7 @@ import numpy as np
 from imagen_video_jax import checkpoint, partitioning, storage
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
+from imagen_video_jax.data.buckets import parse_sizes
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.sources import Source, open_source
 from imagen_video_jax.errors import DIVERGED, UserError
@@ -43,7 +44,11 @@ class TrainConfig:
       steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
         rate decay over time (0: no limit).
       batch_size, image_batch_size: clips and images per step (either may be 0).
-      crop: of clips whose aspect differs from the stage's, "centre" or "random".
+      crop: of clips whose aspect differs from the stage's, "centre", "random" or "pad" (black bars instead).
+      short: what a video that ends before the clip does is for: "repeat" its last frame, or "skip" it.
+      buckets: sizes like "24x40", "40x24" (height x width), each video trains at the one of the nearest aspect; empty
+        for the stage's own size alone.
+      bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
       init_from: workdir whose EMA weights start this run.
       profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
@@ -62,6 +67,9 @@ class TrainConfig:
     batch_size: int = 16
     image_batch_size: int = 8
     crop: str = "centre"
+    short: str = "repeat"
+    buckets: tuple[str, ...] = ()
+    bad_share: float = 0.01
     seed: int = 0
     checkpoint_every: int = 1000
     log_every: int = 10
@@ -82,12 +90,16 @@ class TrainConfig:
                 raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if self.batch_size + self.image_batch_size < 1:
             raise ValueError("batch_size and image_batch_size are both 0: there is nothing to train on")
+        if not 0 <= self.bad_share <= 1:
+            raise ValueError(f"bad_share must be in [0, 1], got {self.bad_share}")
+        for height, width in parse_sizes(self.buckets):
+            dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
 
 
 # Fields that may change when a run resumes; any other change is refused with the difference.
 FREE_ON_RESUME = {
     "data", "validation", "embeddings", "steps", "max_seconds", "checkpoint_every", "log_every", "sample_every",
-    "evaluate_every", "keep", "init_from", "profile_steps", "mesh", "stage.sampler",
+    "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
 }  # fmt: skip
 
 
@@ -218,21 +230,25 @@ class _Run:
             "video": (self.source.videos, config.batch_size, stage.train_frames),
             "image": (self.source.images, config.image_batch_size, 1),
         }
-        streams = {
-            kind: open_batches(
+        streams: dict = {}
+        for kind, (examples, size, frames) in wanted.items():
+            if not size or not examples:
+                continue
+            streams[kind] = open_batches(
                 examples,
-                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop),
+                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short),
                 batch_size=size,
                 seed=config.seed,
                 embeddings=self.embeddings,
                 text_length=stage.text_length,
                 start_step=step,
+                weights=self.source.weights,
+                sizes=parse_sizes(config.buckets),
+                follow=streams["video"].bucket_counts if config.buckets and "video" in streams else (),
+                bad_share=config.bad_share,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            for kind, (examples, size, frames) in wanted.items()
-            if size and examples
-        }
         if not streams:
             raise UserError(
                 f"{config.data} holds {len(self.source.videos)} videos and {len(self.source.images)} images: nothing "

@@ -7,7 +7,19 @@ host for uint8 clips and on the device for the low-resolution inputs of super-re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+
+from imagen_video_jax.video.cover import resize_uint8
+
+__all__ = [
+    "crop",
+    "repeat_frames",
+    "resize",
+    "resize_uint8",
+    "spread_frames",
+    "subsample_frames",
+    "to_uint8",
+    "to_unit",
+]
 
 
 def to_unit(video_BTHWC) -> jax.Array:
@@ -27,16 +39,6 @@ def resize(video_BTHWC: jax.Array, height: int, width: int) -> jax.Array:
     if (height, width) == (H, W):
         return video_BTHWC
     return jax.image.resize(video_BTHWC, (B, T, height, width, C), method="linear", antialias=True)
-
-
-def resize_uint8(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bilinear resize of every uint8 frame, on the host."""
-    if video_THWC.shape[1:3] == (height, width):
-        return video_THWC
-    frames = [
-        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)) for frame in video_THWC
-    ]
-    return np.stack(frames)
 
 
 def subsample_frames(video_BTHWC, factor: int):

@@ -1,15 +1,21 @@
 """Batches: one integer is the whole cursor, captions travel with their clips, bad files are replaced and named."""
 
+import dataclasses
 import json
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.loading import Loader, Tally
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
+from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import write_video
 
 COUNT = 10
@@ -127,10 +133,9 @@ def test_the_seed_changes_the_order_and_no_shuffle_keeps_it(examples):
 
 def test_the_first_places_are_shared_evenly(examples):
     """Each example comes first about equally often over the seeds (a chi-square of 9 degrees, 99.9 % below 28)."""
-    from imagen_video_jax.data.batches import _Loader
-
-    options = {"embeddings": Embeddings(), "text_length": 4, "shuffle": True, "cache_bytes": 0}
-    first = [int(_Loader(examples, SPEC, seed=seed, **options)._draw_order(0)[0]) for seed in range(2000)]
+    options = {"embeddings": Embeddings(), "text_length": 4}
+    loaders = [Loader(examples, SPEC, Tally(1.0), seed=seed, **options) for seed in range(2000)]
+    first = [int(loader._draw_order(0, 0)[0]) for loader in loaders]
     counts = np.bincount(first, minlength=COUNT)
     assert ((counts - 200) ** 2 / 200).sum() < 28
 
@@ -203,7 +208,7 @@ def test_when_no_file_reads_the_run_ends_with_its_own_exit_code(folder, tmp_path
     damaged = copy_with_bad_files(folder, tmp_path, range(COUNT))
     with (
         open_(damaged, threads=threads) as batches,
-        pytest.raises(UserError, match="none of the 10 examples") as caught,
+        pytest.raises(UserError, match=r"none of the 10 examples|10 of the 10 clips") as caught,
     ):
         next(batches)
     assert caught.value.exit_code == TOO_MUCH_BAD_DATA
@@ -292,3 +297,112 @@ def test_closing_ends_the_reading_threads(examples):
     for thread in reading:
         thread.join(timeout=5)
         assert not thread.is_alive()
+
+
+# Mixtures, buckets, too many bad files, and the whole matrix.
+
+
+def shifted(examples, part, first_id):
+    return tuple(dataclasses.replace(e, part=part, id=first_id + i) for i, e in enumerate(examples))
+
+
+def test_a_mixture_shows_its_data_sets_by_weight_and_each_in_its_own_epochs(examples):
+    both = (*shifted(examples[:6], 0, 0), *shifted(examples[6:], 1, 6))
+    ids = take(12, both, weights=(2.0, 1.0))["id_B"]
+    second = ids >= 6
+    assert second.sum() == 16
+    assert abs(second.reshape(12, 4).sum(axis=1) - 4 / 3).max() < 1
+    for shown, members in ((ids[~second][:30], range(6)), (ids[second], range(6, 10))):
+        for epoch in shown[: len(shown) // len(members) * len(members)].reshape(-1, len(members)):
+            assert sorted(epoch) == list(members)
+    np.testing.assert_array_equal(ids[32:], take(4, both, weights=(2.0, 1.0), start_step=8)["id_B"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("threads", [0, 1, 2, 3])
+def test_over_two_epochs_nothing_is_lost_or_repeated_wherever_it_resumes(examples, whole_run, processes, threads):
+    """Hosts x threads x resume points: each run is cut once, at a step of its own, and goes on as if it were whole."""
+    cut = 1 + (processes + threads) % 4
+    rows = []
+    for index in range(processes):
+        options = {"process_index": index, "process_count": processes, "threads": threads}
+        before = take(cut, examples, **options)["id_B"]
+        after = take(5 - cut, examples, start_step=cut, **options)["id_B"]
+        rows.append(np.concatenate([before, after]))
+    ids = np.concatenate([row.reshape(5, -1) for row in rows], axis=1).ravel()
+    np.testing.assert_array_equal(ids, whole_run)
+    assert (np.bincount(ids, minlength=COUNT) == 2).all()
+
+
+@pytest.fixture(scope="module")
+def whole_run(examples):
+    return take(5, examples)["id_B"]
+
+
+def portrait(folder):
+    for number in range(3):
+        video = np.full((24, 32, 16, 3), level_of(number), np.uint8)
+        write_video(folder / f"{number}.mp4", video, fps=24)
+    for number in range(3, 9):
+        make_clip(folder / f"{number}.mp4", number)
+    return open_source(folder, captions_optional=True).videos
+
+
+def test_buckets_give_each_shape_batches_of_its_own_size(tmp_path):
+    videos = portrait(tmp_path)
+    options = {"sizes": ((8, 12), (12, 8)), "batch_size": 3}
+    with open_(videos, **options) as batches:
+        taken = [next(batches) for _ in range(9)]
+    shapes = [batch.video_BTHWC.shape[2:4] for batch in taken]
+    assert shapes.count((12, 8)) == 3
+    assert shapes.count((8, 12)) == 6
+    for batch, shape in zip(taken, shapes):
+        assert (batch.id_B < 3).all() == (shape == (12, 8))
+    # Two epochs of the wide ones, three of the high ones: every example as often as any other.
+    assert (np.bincount(np.concatenate([batch.id_B for batch in taken])) == 3).all()
+    with open_(videos, start_step=4, threads=2, **options) as batches:
+        for expected in taken[4:]:
+            assert_same(vars(expected), vars(next(batches)))
+    with open_(videos, sizes=((8, 12),)) as batches:
+        assert next(batches).video_BTHWC.shape == (4, 4, 8, 12, 3)
+
+
+def test_too_many_bad_files_end_the_run_but_a_few_or_short_ones_do_not(folder, tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number:02d}.mp4").write_bytes((folder / f"{number % COUNT}.mp4").read_bytes())
+    for number in range(9):
+        (tmp_path / f"{number:02d}.mp4").write_bytes(b"<html>")
+    videos = open_source(tmp_path, captions_optional=True).videos
+    with open_(videos) as batches:
+        for _ in range(20):
+            next(batches)
+        assert len(batches.skipped) == 9
+    (tmp_path / "09.mp4").write_bytes(b"<html>")
+    for threads in (0, 2):
+        with (
+            open_(videos, threads=threads) as batches,
+            pytest.raises(UserError, match=r"10 of the .* are bad") as caught,
+        ):
+            for _ in range(20):
+                next(batches)
+        assert caught.value.exit_code == TOO_MUCH_BAD_DATA
+    with open_(videos, bad_share=0.5) as batches:
+        for _ in range(20):
+            next(batches)
+    short = ClipSpec(40, 8, 12, 6.0, short="skip")
+    with open_(videos[10:], spec=short) as batches, pytest.raises(UserError, match="none of the 30 examples"):
+        next(batches)
+
+
+def test_a_stopped_decoding_process_is_noticed_and_changes_no_batch(examples, monkeypatch):
+    expected = take(6, examples, cache_bytes=0)
+    monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 8.0})
+    with open_(examples, threads=1, prefetch=1, cache_bytes=0) as batches:
+        first = next(batches)
+        for decoder in list(isolated._all):
+            os.kill(decoder.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        rest = [next(batches) for _ in range(5)]
+        assert time.monotonic() - began < 60
+    got = {name: np.concatenate([getattr(b, name) for b in [first, *rest]]) for name in vars(first)}
+    assert_same(expected, got)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cover, cover_size, cut_clip, frames_needed, is_short
+from imagen_video_jax.data.clips import ClipSpec, ShortClipError, cut_clip, frames_needed, is_short
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.video.cover import cover, cover_size
 from imagen_video_jax.video.files import Video, read_video
 
 
@@ -118,10 +119,19 @@ def test_impossible_specs_are_refused(wrong):
 
 def test_a_real_film_becomes_a_clip(real_clips):
     video = read_video(real_clips["carphone_pristine"])
-    assert video.frames_THWC.shape == (120, 144, 176, 3)
+    assert video.frames_THWC.shape == (120, 144, 193, 3)  # stored 176 wide, with pixels wider than high
     assert video.fps == pytest.approx(30000 / 1001)
     clip = cut_clip(video, ClipSpec(16, 48, 80, 6.0), rng())
     assert clip.shape == (16, 48, 80, 3)
     assert 40 < clip.mean() < 215
     # Neighbouring frames of one shot are alike, yet not the same: time passes.
     assert 0.5 < np.abs(np.diff(clip.astype(int), axis=0)).mean() < 40
+
+
+def test_padding_shows_the_whole_frame_within_black_bars():
+    video = Video(np.full((6, 20, 20, 3), 200, np.uint8), 24.0)
+    clip = cut_clip(video, ClipSpec(4, 12, 20, 24.0, crop="pad"), np.random.default_rng(0))
+    assert clip.shape == (4, 12, 20, 3)
+    assert (clip[:, :, 4:16] == 200).all()
+    assert (clip[:, :, :4] == 0).all()
+    assert (clip[:, :, 16:] == 0).all()

@@ -1,8 +1,12 @@
 """Sources: captions find their files, and every way to get that wrong is said in one line."""
 
+import csv
+import importlib.util
+import io
 import json
 import os
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from PIL import Image
 
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import WRONG_REQUEST, UserError
+from imagen_video_jax.video.containers import EncodedMedia
 
 
 def touch(folder: pathlib.Path, *names: str) -> pathlib.Path:
@@ -93,14 +98,14 @@ def test_missing_and_empty_sources_say_what_was_looked_for(tmp_path):
     fails(tmp_path, r"holds no videos or images: looked for \.mp4, .*; it is empty")
     touch(tmp_path, "a.doc", "b.doc", "README")
     fails(tmp_path, "found 2 .doc, 1 no ending")
-    fails(tmp_path / "a.doc", r"neither a folder nor a \.jsonl")
+    fails(tmp_path / "a.doc", r"neither a folder nor a \.jsonl, \.csv or \.parquet manifest")
     fails(manifest(tmp_path, name="empty.jsonl"), "lists no files")
 
 
 def test_captions_of_missing_files_are_counted(tmp_path):
     touch(tmp_path, "a.mp4")
     manifest(tmp_path, *({"path": f"{name}.mp4", "caption": "x"} for name in "abc"))
-    fails(tmp_path, r"2 of 3 captioned files are missing, the first is b\.mp4")
+    fails(tmp_path, r"b\.mp4: described, but there is no such file \(captions\.jsonl:2\) \(1 more like this\)")
 
 
 def test_files_without_captions_are_refused_unless_that_is_wanted(tmp_path):
@@ -114,17 +119,17 @@ def test_files_without_captions_are_refused_unless_that_is_wanted(tmp_path):
 @pytest.mark.parametrize("name", ["../a.mp4", "sub/../../a.mp4", "/etc/a.mp4", "a\0.mp4"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
     manifest(touch(tmp_path, "a.mp4"), {"path": "a.mp4", "caption": "x"}, {"path": name, "caption": "x"})
-    fails(tmp_path, r"captions\.jsonl:2: .*leaves the folder")
+    fails(tmp_path, r"leaves the folder; .* \(captions\.jsonl:2\)")
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path):
     outside = touch(tmp_path / "outside", "a.mp4")
     inside = touch(tmp_path / "inside", "b.mp4")
     os.symlink(outside / "a.mp4", inside / "link.mp4")
-    fails(inside, r"link\.mp4 is a link that leaves the folder", captions_optional=True)
+    fails(inside, r"link\.mp4: a link that leaves the folder", captions_optional=True)
     (inside / "link.mp4").unlink()
     os.symlink(outside, inside / "folder")
-    fails(inside, "folder is a link to a folder", captions_optional=True)
+    fails(inside, "folder: a link to a folder", captions_optional=True)
     os.symlink(outside, tmp_path / "entrance")  # the source itself may be a link
     assert len(open_source(tmp_path / "entrance", captions_optional=True).videos) == 1
 
@@ -132,7 +137,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
 def test_one_file_under_two_names_is_refused(tmp_path):
     touch(tmp_path, "a.mp4")
     os.symlink("a.mp4", tmp_path / "b.mp4")
-    fails(tmp_path, r"a\.mp4 and b\.mp4 are the same file", captions_optional=True)
+    fails(tmp_path, r"b\.mp4: the same file as a\.mp4", captions_optional=True)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +161,12 @@ def test_a_malformed_line_is_named(tmp_path, line, match):
 def test_text_that_is_not_utf8_and_files_that_are_no_video_are_named(tmp_path):
     touch(tmp_path, "a.mp4", "a.flac")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    fails(tmp_path, r"a\.txt is not UTF-8")
+    fails(tmp_path, r"a\.txt: not UTF-8")
     (tmp_path / "a.txt").unlink()
     (tmp_path / "captions.jsonl").write_bytes(b'{"path": "a.mp4", "caption": "caf\xe9"}')
-    fails(tmp_path, r"captions\.jsonl is not UTF-8")
+    fails(tmp_path, r"captions\.jsonl:1: not UTF-8")
     manifest(tmp_path, {"path": "a.flac", "caption": "x"})
-    fails(tmp_path, r"'a\.flac' in the manifest is not one of")
+    fails(tmp_path, r"a\.flac: not one of .* \(captions\.jsonl:1\)")
 
 
 def test_a_folder_may_mix_videos_and_images(tmp_path):
@@ -170,3 +175,104 @@ def test_a_folder_may_mix_videos_and_images(tmp_path):
     assert [e.path.name for e in source.videos] == ["b.gif"]
     assert [e.path.name for e in source.images] == ["a.webp"]
     assert [e.is_image for e in source.videos + source.images] == [False, True]
+
+
+def test_csv_and_parquet_manifests_say_what_jsonl_says(tmp_path):
+    touch(tmp_path, "a,b.mp4", "c.mp4", "d.png")
+    rows = [
+        {"path": "a,b.mp4", "caption": 'a "red"\nball', "shape": "ball"},
+        {"path": "c.mp4", "caption": "a cube"},
+        {"path": "a,b.mp4", "caption": "it rolls"},
+        {"path": "d.png", "caption": "球"},
+    ]
+    paths = [manifest(tmp_path, *rows, name="m.jsonl"), tmp_path / "m.csv"]
+    with open(paths[1], "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "caption", "shape"])
+        writer.writeheader()
+        writer.writerows(rows)
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow.parquet
+
+        paths.append(tmp_path / "m.parquet")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), paths[2])
+    first, *others = [open_source(path) for path in paths]
+    assert [e.captions for e in first.videos] == [('a "red" ball', "it rolls"), ("a cube",)]
+    assert first.videos[0].facts == {"shape": "ball"}
+    for other in others:
+        assert other.videos == first.videos
+        assert other.images == first.images
+        assert other.videos[0].facts == {"shape": "ball"}
+
+
+def test_csv_mistakes_are_named(tmp_path):
+    touch(tmp_path, "a.mp4")
+    path = tmp_path / "m.csv"
+    path.write_text("file,caption\na.mp4,x\n")
+    fails(path, "its first line must name the columns")
+    path.write_text("path,caption\na.mp4,x,y\n")
+    fails(path, r"m\.csv:2: has more fields")
+    path.write_bytes(b"path,caption\na.mp4,caf\xe9\n")
+    fails(path, r"m\.csv:2: not UTF-8")
+
+
+def test_a_row_that_says_nothing_new_is_a_mistake(tmp_path):
+    touch(tmp_path, "a.mp4")
+    row = {"path": "a.mp4", "caption": "a ball"}
+    manifest(tmp_path, row, {"path": "./a.mp4", "caption": "a  ball"})
+    fails(tmp_path, r"captions\.jsonl:2: says nothing that row 1 does not say of 'a\.mp4'")
+
+
+def write_tar(path, members: dict[str, bytes]) -> pathlib.Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_tar_members_that_share_a_name_are_one_example(tmp_path):
+    write_tar(tmp_path / "1.tar", {"b.mp4": b"bytes of b", "b.txt": b"two\nthree\n", "b.pickle": b"never read"})
+    write_tar(
+        tmp_path / "0.tar",
+        {"c.png": b"c", "c.json": b'{"caption": "a picture", "size": 3}', "a.x.mp4": b"a", "a.x.txt": b"one"},
+    )
+    source = open_source(tmp_path)
+    assert [(e.path.name, e.captions, e.id) for e in source.videos] == [
+        ("a.x.mp4", ("one",), 0),
+        ("b.mp4", ("two", "three"), 1),
+    ]
+    assert (source.images[0].captions, source.images[0].facts) == (("a picture",), {"size": 3})
+    assert source.videos[1].media() == EncodedMedia("b.mp4", b"bytes of b")
+    assert open_source(tmp_path / "0.tar").videos == source.videos[:1]
+
+
+def test_links_in_a_tar_are_never_followed_and_a_cut_tar_is_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("passwords.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert open_source(tmp_path, captions_optional=True).videos == ()
+    write_tar(tmp_path / "a.tar", {"a.txt": b"a", "a.mp4": b"x" * 10_000})
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[:5000])
+    fails(tmp_path, r"a\.tar: cannot be read as a tar file")
+
+
+def test_a_mixture_numbers_its_examples_through_and_refuses_weights_of_zero(tmp_path):
+    for folder in ("a", "b"):
+        touch(tmp_path / folder, "1.mp4", "2.mp4")
+        manifest(tmp_path / folder, *({"path": f"{i}.mp4", "caption": f"{folder}{i}"} for i in (1, 2)))
+    source = open_source(f"{tmp_path}/a*3, {tmp_path}/b")
+    assert [(e.id, e.part, e.captions[0]) for e in source.videos] == [
+        (0, 0, "a1"), (1, 0, "a2"), (2, 1, "b1"), (3, 1, "b2"),
+    ]  # fmt: skip
+    assert source.weights == (3.0, 1.0)
+    for weight, match in (("0", "must be above 0, got 0"), ("-1", "must be above 0, got -1"), ("x", "no number")):
+        fails(f"{tmp_path}/a*{weight},{tmp_path}/b", match)
+
+
+@pytest.mark.parametrize("name", ["http://x.org/a.mp4", "pipe:0", "concat:a.mp4|b.mp4", "x" * 5000 + ".mp4", "x" * 300])
+def test_a_described_path_is_only_ever_a_name_in_the_folder(tmp_path, name):
+    manifest(touch(tmp_path, "a.mp4"), {"path": "a.mp4", "caption": "x"}, {"path": name, "caption": "x"})
+    fails(tmp_path, r"no such file|leaves the folder|not one of")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import struct
 
 import av
@@ -11,16 +12,19 @@ import pytest
 from PIL import Image
 
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.video import files
+from imagen_video_jax.video import files, reading
+from imagen_video_jax.video.containers import EncodedMedia
 from imagen_video_jax.video.files import (
     MediaError,
     read_image,
+    read_media,
     read_metadata,
     read_video,
     select_frames,
     write_contact_sheet,
     write_video,
 )
+from imagen_video_jax.video.reading import scan_media
 
 
 def smooth_video(frames=12, height=48, width=80):
@@ -279,15 +283,15 @@ def test_a_size_change_on_the_way_is_refused(tmp_path):
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", smooth_video(3), fps=8)
-    monkeypatch.setattr(files, "MAX_PIXELS", 48 * 80 - 1)
-    monkeypatch.setattr(files, "_decode", None)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 48 * 80 - 1)
+    monkeypatch.setattr(reading, "_decode", None)
     with pytest.raises(MediaError, match="frames of 80x48 exceed 3839 pixels"):
         read_video(tmp_path / "a.mp4")
 
 
 def test_too_much_memory_is_refused_while_decoding(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", smooth_video(24), fps=8)
-    monkeypatch.setattr(files, "MAX_BYTES", 5 * 48 * 80 * 3)
+    monkeypatch.setattr(reading, "MAX_BYTES", 5 * 48 * 80 * 3)
     with pytest.raises(MediaError, match="cut it into shorter clips"):
         read_video(tmp_path / "a.mp4")
     assert len(read_video(tmp_path / "a.mp4", max_frames=5).frames_THWC) == 5
@@ -379,3 +383,79 @@ def test_a_contact_sheet_has_a_row_per_clip(tmp_path):
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.height > 2 * 96
         assert sheet.width > 4 * 80
+
+
+CUTTABLE = [
+    ("libx264", "mp4", "mp4"),
+    ("libx265", "mov", "mov"),
+    ("libvpx-vp9", "webm", "webm"),
+    ("ffv1", "matroska", "mkv"),
+    ("mpeg4", "avi", "avi"),
+    ("mpeg2video", "mpegts", "ts"),
+    ("gif", "gif", "gif"),
+]
+
+
+@pytest.mark.parametrize(("codec", "container", "ending"), CUTTABLE)
+def test_a_file_cut_anywhere_is_never_taken_for_a_shorter_clip(tmp_path, codec, container, ending):
+    pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+    video = smooth_video(12)
+    data = encode(tmp_path / f"a.{ending}", video, codec=codec, container=container, pix_fmt=pix_fmt).read_bytes()
+    whole = read_media(EncodedMedia(f"a.{ending}", data))
+    assert len(whole.frames_THWC) == 12
+    for length in np.linspace(1, len(data) - 1, 25).astype(int):
+        if codec == "mpeg2video" and length % 188 == 0:
+            continue  # a transport stream says nowhere how long it is
+        with pytest.raises(MediaError):
+            read_media(EncodedMedia(f"a.{ending}", data[:length]))
+
+
+def test_bytes_in_memory_read_like_the_file(tmp_path):
+    write_video(tmp_path / "a.mp4", smooth_video(), fps=24)
+    Image.fromarray(smooth_video(1)[0]).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.mp4", tmp_path / "a.png"):
+        from_disk, from_memory = read_media(path), read_media(EncodedMedia(path.name, path.read_bytes()))
+        assert from_disk.fps == from_memory.fps
+        np.testing.assert_array_equal(from_disk.frames_THWC, from_memory.frames_THWC)
+        facts, _ = scan_media(path)
+        assert (facts.frames, facts.height, facts.width) == from_disk.frames_THWC.shape[:3]
+        assert facts.fps == from_disk.fps
+
+
+def test_pixels_that_are_not_square_are_shown_as_a_player_shows_them(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 40, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = files.Fraction(2, 1)
+        for frame_HWC in smooth_video(3, 48, 40):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        output.mux(stream.encode(None))
+    shown = read_video(tmp_path / "a.mp4").frames_THWC
+    assert shown.shape == (3, 48, 80, 3)
+    wide = np.asarray(Image.fromarray(smooth_video(3, 48, 40)[0]).resize((80, 48), Image.Resampling.BICUBIC))
+    assert np.abs(shown[0].astype(int) - wide).mean() < 10  # the default conversion to YUV costs 6
+
+
+def test_length_on_disk_and_in_time_is_limited_before_decoding(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", smooth_video(12), fps=12)
+    monkeypatch.setattr(reading, "_decode", None)
+    monkeypatch.setattr(reading, "MAX_SECONDS", 0.5)
+    with pytest.raises(MediaError, match=r"lasts 1 s, more than 0"):
+        read_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
+    with pytest.raises(MediaError, match="bytes are more than 100"):
+        read_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("ending", ["mp4", "png"])
+def test_a_pipe_in_the_folder_is_refused_instead_of_waited_for(tmp_path, ending):
+    os.mkfifo(tmp_path / f"a.{ending}")
+    with pytest.raises(MediaError, match="not a regular file"):
+        read_media(tmp_path / f"a.{ending}")
+
+
+def test_few_frames_spread_over_a_year_do_not_fill_the_memory(tmp_path):
+    times = [0, 1, 2, 3_000_000]
+    encode(tmp_path / "a.mkv", smooth_video(4), codec="mpeg4", container="matroska", times_ms=times)
+    with pytest.raises(MediaError, match="timestamps span 3000 s"):
+        scan_media(tmp_path / "a.mkv")

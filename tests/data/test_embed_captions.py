@@ -37,4 +37,5 @@ def test_every_caption_of_a_folder_is_embedded_and_cuts_are_counted(encoder, tmp
     (tmp_path / "captions.jsonl").write_text(json.dumps(row) + "\n")
     assert embed_data([str(tmp_path)], tmp_path / "cache", encoder) == 3
     assert EmbeddingCache.open(tmp_path / "cache").lookup("a cat").shape == (4, 384)
-    assert "2 captions were cut to 7 tokens, e.g. 'a red circle" in capsys.readouterr().err
+    assert "2 captions are listed in" in (said := capsys.readouterr().err)
+    assert "e.g. 'a red circle moves left, slowly and with' (cut to 7 tokens, lost ', slowly and" in said

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagen_video_jax.errors import UserError
 from imagen_video_jax.data import embed_captions as job
 from imagen_video_jax.data.embed_captions import embed_captions
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.text import embedding_cache
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, key_of
 from imagen_video_jax.text.tokenizer import Tokens

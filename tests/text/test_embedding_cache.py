@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,43 +17,8 @@ from imagen_video_jax.data import embed_captions as job
 from imagen_video_jax.data.embed_captions import embed_captions
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text import embedding_cache
-from imagen_video_jax.text.embedding_cache import EmbeddingCache, key_of
-from imagen_video_jax.text.tokenizer import Tokens
-
-WIDTH = 6
-
-
-class FakeEncoder:
-    """States drawn from the caption; as many tokens as words."""
-
-    name, width = "fake", WIDTH
-
-    def __init__(self, fingerprint="f" * 64, max_length=5):
-        self.fingerprint, self.max_length = fingerprint, max_length
-        self.seen = []
-
-    def tokenize(self, prompts):
-        self.tokenized = prompts
-        words = [prompt.split() for prompt in prompts]
-        lost = [(p, " ".join(w[self.max_length :])) for p, w in zip(prompts, words) if len(w) > self.max_length]
-        lengths_B = np.array([min(len(w), self.max_length) for w in words])
-        mask_BL = np.arange(lengths_B.max()) < lengths_B[:, None]
-        return Tokens(mask_BL.astype(np.int32), mask_BL, tuple(lost))
-
-    def real_states(self, tokens, dtype, progress=None):
-        self.seen += self.tokenized
-        if progress:
-            progress(len(self.tokenized))
-        return [states_of(p)[:length].astype(dtype) for p, length in zip(self.tokenized, tokens.mask_BL.sum(1))]
-
-
-CAPTIONS = [f"caption number {number}" for number in range(50)] + ["short", "ünïcödé 猫", "lone \ud800 surrogate"]
-
-
-def states_of(caption):
-    """What the cache should give back: as many rows as words, exact in bfloat16."""
-    drawn = np.random.default_rng(list(key_of(caption))).normal(size=(len(caption.split()), WIDTH))
-    return drawn.astype(ml_dtypes.bfloat16).astype(np.float32)
+from imagen_video_jax.text.embedding_cache import EmbeddingCache
+from tests.text.fake_encoder import CAPTIONS, WIDTH, FakeEncoder, states_of
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +131,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from imagen_video_jax.data import embed_captions as job
-from test_embedding_cache import CAPTIONS, FakeEncoder
+from tests.text.fake_encoder import CAPTIONS, FakeEncoder
 job.UNIT = 8
 replace, calls = os.replace, []
 def replace_or_die(*arguments):
@@ -181,7 +145,7 @@ job.embed_captions({folder!r}, CAPTIONS, FakeEncoder())
 
 
 def test_a_writer_killed_in_the_middle_goes_on_where_it_was(tmp_path):
-    script = KILLED.format(tests=str(pathlib.Path(__file__).parent), folder=str(tmp_path / "cache"))
+    script = KILLED.format(tests=str(pathlib.Path(__file__).parent.parent.parent), folder=str(tmp_path / "cache"))
     code = subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode
     assert code == -signal.SIGKILL
     left = [path.name for path in (tmp_path / "cache").iterdir()]

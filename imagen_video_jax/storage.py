@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from imagen_video_jax.errors import UserError
 
@@ -158,17 +158,21 @@ def sha256_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def remembered_sha256(files: Sequence[pathlib.Path]) -> str:
-    """Hex sha256 over the files' own hashes, in order; one file's is its own.
+def remembered_sha256(file: pathlib.Path) -> str:
+    """Hex sha256 of a file's content, from the note of an earlier time where the file has not changed."""
+    return remembered([file], "sha256", lambda: sha256_file(file))
 
-    Remembered in the user cache by path, size and modification time: weights can be gigabytes.
+
+def remembered(files: Sequence[pathlib.Path], what: str, compute: Callable[[], str]) -> str:
+    """`compute()`, a text about the content of `files`, noted in the user cache: weights can be gigabytes.
+
+    The note is found again by `what` and the files' paths, sizes and modification times.
     """
-    facts = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+    facts = [what, *((str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)]
     note = user_cache() / "file_hashes" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if note.is_file():
         return note.read_text()
-    hashes = [sha256_file(file) for file in files]
-    value = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    value = compute()
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, value)

@@ -41,25 +41,48 @@ class Unit:
     captions: tuple[str, ...]
 
 
-def plan_units(folder: pathlib.Path, captions: Iterable[str], encoder: TextEncoder) -> list[Unit]:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be embedded into a cache, and rows of problems.jsonl for captions that are not."""
+
+    folder: pathlib.Path
+    units: tuple[Unit, ...]
+    bad: tuple[dict, ...]
+
+
+def plan(folder: pathlib.Path, captions: Iterable[str], encoder: TextEncoder) -> Job:
     """Creates the cache where there is none, and says what is to be done: fixed by captions and finished jobs."""
+    folder = storage.writable_folder(folder)
+    good, bad = _sorted_out(captions)
     embedding_cache.create(folder, encoder)
-    lacking = EmbeddingCache.open(folder, encoder.fingerprint, only_finished=True).missing(captions)
+    lacking = EmbeddingCache.open(folder, encoder.fingerprint, only_finished=True).missing(good)
     pairs = sorted((key_of(caption), caption) for caption in lacking)
     units = []
     for begin in range(0, len(pairs), UNIT):
         keys, texts = zip(*pairs[begin : begin + UNIT])
         units.append(Unit(embedding_cache.shard_name(keys), texts))
-    return units
+    return Job(folder, tuple(units), tuple(bad))
 
 
 def embed_unit(folder: pathlib.Path, unit: Unit, encoder: TextEncoder, progress=None) -> None:
     """Embeds and writes one unit."""
     tokens = encoder.tokenize(unit.captions)
-    cut = [{"caption": c[:_SHOWN], "reason": _cut_reason(encoder), "lost": lost[:_SHOWN]} for c, lost in tokens.lost]
+    reason = f"cut to {encoder.max_length} tokens"
+    cut = [{"caption": c[:_SHOWN], "reason": reason, "lost": lost[:_SHOWN]} for c, lost in tokens.lost]
     states = encoder.real_states(tokens, ml_dtypes.bfloat16, progress=progress)
     keys = [key_of(caption) for caption in unit.captions]
     embedding_cache.write_shard(folder / unit.name, keys, states, encoder.fingerprint, cut)
+
+
+def finish(job: Job) -> None:
+    """Ends a job whose shards are all there; every process of a job may do it, and writes the same."""
+    embedding_cache.finish_job(job.folder, [unit.name for unit in job.units])
+    storage.clear_claims(job.folder)
+    rows = [*job.bad, *embedding_cache.cut_captions(job.folder)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = job.folder / PROBLEMS
+    if rows and not (path.exists() and path.read_text() == text):
+        storage.write_text(path, text)
 
 
 def embed_captions(
@@ -79,35 +102,31 @@ def embed_captions(
       share: (number of this process, how many there are): where to begin, so that few meet at one unit.
       progress: called with (captions done by all, captions to do).
     """
-    folder = storage.writable_folder(folder)
-    good, bad = _sorted_out(captions)
-    units = plan_units(folder, good, encoder)
-    total, mine = sum(len(unit.captions) for unit in units), 0
-    first = len(units) * share[0] // share[1]
-    waiting = units[first:] + units[:first]
-    while waiting := [unit for unit in waiting if not (folder / unit.name).exists()]:
-        taken = 0
+    job, mine = plan(folder, captions, encoder), 0
+    total = sum(len(unit.captions) for unit in job.units)
+    first = len(job.units) * share[0] // share[1]
+    waiting = job.units[first:] + job.units[:first]
+    while waiting := [unit for unit in waiting if not (job.folder / unit.name).exists()]:
+        claims = 0
         for unit in waiting:
-            with storage.claim(folder / unit.name) as claimed:
-                if claimed and not (folder / unit.name).exists():
-                    done = total - _left(folder, units)
+            with storage.claim(job.folder / unit.name) as claimed:
+                claims += claimed
+                if claimed and not (job.folder / unit.name).exists():
+                    done = total - _left(job)
                     report = progress and (lambda count, done=done: progress(done + count, total))
-                    embed_unit(folder, unit, encoder, report)
+                    embed_unit(job.folder, unit, encoder, report)
                     mine += len(unit.captions)
-                taken += claimed
-        if not taken:
+        if not claims:
             time.sleep(0.2)  # others are at what is left
             if progress:
-                progress(total - _left(folder, units), total)
-    embedding_cache.finish_job(folder, [unit.name for unit in units])
-    storage.clear_claims(folder)
-    _list_problems(folder, bad)
+                progress(total - _left(job), total)
+    finish(job)
     return mine
 
 
-def _left(folder: pathlib.Path, units: Sequence[Unit]) -> int:
-    present = embedding_cache.shard_names(folder)
-    return sum(len(unit.captions) for unit in units if unit.name not in present)
+def _left(job: Job) -> int:
+    present = embedding_cache.shard_names(job.folder)
+    return sum(len(unit.captions) for unit in job.units if unit.name not in present)
 
 
 def _sorted_out(captions: Iterable[str]) -> tuple[list[str], list[dict]]:
@@ -119,19 +138,6 @@ def _sorted_out(captions: Iterable[str]) -> tuple[list[str], list[dict]]:
         else:
             bad.append({"caption": caption[:_SHOWN], "reason": "it holds no text"})
     return good, bad
-
-
-def _cut_reason(encoder: TextEncoder) -> str:
-    return f"cut to {encoder.max_length} tokens"
-
-
-def _list_problems(folder: pathlib.Path, bad: list[dict]) -> None:
-    """Every process of a job writes the same list."""
-    rows = bad + embedding_cache.cut_captions(folder)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path = folder / PROBLEMS
-    if rows and not (path.exists() and path.read_text() == text):
-        storage.write_text(path, text)
 
 
 def embed_data(

@@ -102,7 +102,7 @@ class TextEncoder:
             vocabulary=config.vocabulary,
             max_length=max_length,
             positions=config.positions,
-            fingerprint=lambda: fingerprint_of("minilm", [storage.remembered_sha256([f]) for f in files], max_length),
+            fingerprint=lambda: fingerprint_of("minilm", [storage.remembered_sha256(f) for f in files], max_length),
         )
 
     @classmethod

@@ -8,7 +8,6 @@ JSON of {name: {dtype, shape, data_offsets}}; the arrays, in C order.
 """
 
 import functools
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,6 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.stored_array import StoredArray
 
@@ -103,19 +101,12 @@ def files_of(folder: str) -> list[str]:
         raise UserError(f"{folder} cannot be listed ({error}); install gcsfs, or copy the files here") from None
 
 
-def content_hash(path: str) -> str:
-    """sha256 over the hashes of a file, or of the files that an index names."""
-    files = [path]
-    if path.endswith(".json"):
-        files = sorted(set(json.loads(epath.Path(path).read_text())["weight_map"].values()))
-        files = [os.fspath(epath.Path(path).parent / name) for name in files]
-    if not path.startswith("gs://"):
-        return storage.remembered_sha256([pathlib.Path(file) for file in files])
-    digest = hashlib.sha256()
-    for file in files:
-        with epath.Path(file).open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").hexdigest().encode())
-    return digest.hexdigest()
+def local_files(path: str) -> list[pathlib.Path]:
+    """What `open_file` or `open_index` reads of `path`; nothing where it is in a bucket."""
+    if path.startswith("gs://"):
+        return []
+    names = json.loads(pathlib.Path(path).read_text())["weight_map"].values() if path.endswith(".json") else ()
+    return [pathlib.Path(path), *(pathlib.Path(path).parent / name for name in sorted(set(names)))]
 
 
 def _read(path, position: int, dtype: np.dtype, shape: tuple[int, ...], block: tuple[slice, ...]) -> np.ndarray:

@@ -4,10 +4,11 @@ Two formats: T5X checkpoints (t5x_format.py) and Hugging Face safetensors (safet
 or `T5ForConditionalGeneration`. The sizes are read from the weights. Decoders are left on disk. Nothing is unpickled.
 """
 
+import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -45,6 +46,7 @@ _T5X, _HUGGING_FACE = 0, 1
 _NOT_READ = ("decoder.", "lm_head.")  # of Hugging Face; of T5X only what begins as follows is opened
 _READ = ("encoder/", "token_embedder/")
 _ALIAS = "encoder.embed_tokens.weight"
+_HASHED = "T5 encoder 1"  # raised when `content_hash` is computed otherwise
 
 
 class T5Weights:
@@ -52,12 +54,11 @@ class T5Weights:
 
     Attributes:
       config: sizes, read from the arrays.
-      content_hash: () -> sha256 of what is on disk.
     """
 
-    def __init__(self, path: str, arrays: dict[str, StoredArray], format_: int, content_hash: Callable[[], str]):
+    def __init__(self, path: str, arrays: dict[str, StoredArray], format_: int, files: Sequence[pathlib.Path]):
         """UserError names an array that is missing, too many, or of another shape than the others ask for."""
-        self.path, self.content_hash = path, content_hash
+        self.path, self._files = path, files
         arrays = dict(arrays)
         if format_ == _HUGGING_FACE:
             arrays = {name: array for name, array in arrays.items() if not name.startswith(_NOT_READ)}
@@ -92,6 +93,20 @@ class T5Weights:
             return self._arrays[_dotted(where)].placed(sharding, abstract.dtype)
 
         return jax.tree_util.tree_map_with_path(read, network.abstract, shardings)
+
+    def content_hash(self) -> str:
+        """sha256 over the encoder's arrays as float32: the same weights have the same hash in every packaging.
+
+        Remembered where the files are local; in a bucket every array is read for it.
+        """
+        return storage.remembered(self._files, _HASHED, self._hash) if self._files else self._hash()
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for name, array in sorted(self._arrays.items()):
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array.whole(), np.float32))
+        return digest.hexdigest()
 
     def _config(self) -> T5Config:
         shapes = {name: array.shape for name, array in self._arrays.items()}
@@ -172,14 +187,14 @@ def _open_file(path: str) -> T5Weights:
 
 def _open_t5x(path: str) -> T5Weights:
     checkpoint = t5x_format.T5XCheckpoint(path, _READ)
-    return T5Weights(path, checkpoint.arrays, _T5X, checkpoint.content_hash)
+    return T5Weights(path, checkpoint.arrays, _T5X, checkpoint.files)
 
 
 def _open_safetensors(path: str) -> T5Weights:
     _check_kind(epath.Path(path).parent / "config.json")
     open_ = safetensors_format.open_index if path.endswith(".json") else safetensors_format.open_file
     arrays = open_(path)
-    return T5Weights(path, arrays, _HUGGING_FACE, lambda: safetensors_format.content_hash(path))
+    return T5Weights(path, arrays, _HUGGING_FACE, safetensors_format.local_files(path))
 
 
 def _check_kind(config: epath.Path) -> None:

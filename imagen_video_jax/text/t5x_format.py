@@ -9,7 +9,6 @@ the msgpack file alone. Folders are local or gs://bucket/path.
 Source: t5x/checkpoints.py (github.com/google-research/t5x).
 """
 
-import hashlib
 import os
 import pathlib
 import re
@@ -19,7 +18,6 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
-from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.stored_array import StoredArray
 
@@ -51,7 +49,6 @@ class T5XCheckpoint:
         self.path = path
         self._single = not path.startswith("gs://") and os.path.isfile(path)
         parameters = dict(_flat(_target(self._msgpack(), self._msgpack_path), ()))
-        self._inline = False
         self._folders: dict[str, str] = {}
         pending, self.arrays = {}, {}
         for name, leaf in sorted(parameters.items()):
@@ -63,24 +60,17 @@ class T5XCheckpoint:
             elif isinstance(leaf, str) and leaf.startswith("PLACEHOLDER"):
                 raise UserError(f"{path} is an Orbax checkpoint, not one that T5X's Checkpointer wrote")
             else:
-                self._inline = True
                 self.arrays[name] = _in_memory(name, np.asarray(leaf))
         for name, future in pending.items():
             self.arrays[name] = self._stored(name, future)
 
-    def content_hash(self) -> str:
-        """sha256 over the files of the wanted arrays, and over the msgpack file where it holds some of them."""
-        parts = [self._folders[name] for name in sorted(self._folders)]
-        if not self.path.startswith("gs://"):
-            files = [file for part in parts for file in sorted((pathlib.Path(self.path) / part).iterdir())]
-            return storage.remembered_sha256([*files, *([pathlib.Path(self._msgpack_path)] if self._inline else [])])
-        digest = hashlib.sha256()
-        for part in parts:
-            store = _store(f"{self.path.rstrip('/')}/{part}")
-            for key in sorted(store.list().result()):
-                digest.update(hashlib.sha256(store.read(key).result().value).hexdigest().encode())
-        digest.update(hashlib.sha256(self._raw).hexdigest().encode() if self._inline else b"")
-        return digest.hexdigest()
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The files that the arrays are read from; none where they are in a bucket."""
+        if self.path.startswith("gs://"):
+            return []
+        folders = [pathlib.Path(self.path) / self._folders[name] for name in sorted(self._folders)]
+        return [pathlib.Path(self._msgpack_path), *(file for f in folders for file in sorted(f.iterdir()))]
 
     @property
     def _msgpack_path(self) -> str:
@@ -88,13 +78,13 @@ class T5XCheckpoint:
 
     def _msgpack(self) -> dict:
         if self._single:
-            self._raw = pathlib.Path(self.path).read_bytes()
+            raw = pathlib.Path(self.path).read_bytes()
         else:
-            self._raw = _store(self.path).read(FILE).result().value
-        if self._raw.startswith(b"model_checkpoint_path"):
+            raw = _store(self.path).read(FILE).result().value
+        if raw.startswith(b"model_checkpoint_path"):
             raise UserError(f"{self._msgpack_path} belongs to a TensorFlow checkpoint; T5X checkpoints are wanted")
         try:
-            content = serialization.msgpack_restore(self._raw)
+            content = serialization.msgpack_restore(raw)
         except Exception as error:  # msgpack, flax and numpy raise types of their own
             reason = str(error) or type(error).__name__
             raise UserError(f"{self._msgpack_path} is no T5X checkpoint, or is cut: {reason}") from None

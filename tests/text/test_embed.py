@@ -94,7 +94,7 @@ def test_the_fingerprint_changes_with_weights_tokenizer_name_and_length(tmp_path
     tokenizer.write_text("t")
 
     def fingerprint(name, max_length):
-        return embed.fingerprint_of(name, [storage.remembered_sha256([f]) for f in (weights, tokenizer)], max_length)
+        return embed.fingerprint_of(name, [storage.remembered_sha256(f) for f in (weights, tokenizer)], max_length)
 
     seen = [fingerprint("minilm", 64), fingerprint("minilm", 32), fingerprint("t5", 64)]
     for file in (weights, tokenizer):
@@ -107,9 +107,9 @@ def test_a_file_is_not_hashed_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = tmp_path / "weights"
     weights.write_text("w")
-    first = storage.remembered_sha256([weights])
+    first = storage.remembered_sha256(weights)
     monkeypatch.setattr(storage, "sha256_file", lambda path: pytest.fail("read again"))
-    assert storage.remembered_sha256([weights]) == first
+    assert storage.remembered_sha256(weights) == first
 
 
 @pytest.mark.parametrize("length", [2, 513])

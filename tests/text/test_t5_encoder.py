@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from imagen_video_jax import functional, partitioning
 from imagen_video_jax.partitioning import MeshShape
@@ -155,3 +156,28 @@ def test_states_are_those_of_transformers(heads, head_width, gated, tmp_path):
     with torch.no_grad():
         out = theirs(input_ids=torch.from_numpy(ids_BL).long(), attention_mask=torch.from_numpy(mask_BL).long())
     assert np.abs(text_BLD - out.last_hidden_state.numpy())[mask_BL].max() < 1e-5
+
+
+@pytest.mark.slow
+def test_xxl_compiles_for_sixteen_chips_of_16_gb(monkeypatch):
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'imagen_video_jax[plan]'")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+    mesh = partitioning.make_mesh(MeshShape(data=1, fsdp=16), devices)
+    network = functional.split(lambda rngs: T5Encoder(SIZES["xxl"], jnp.bfloat16))
+
+    def laid_out(abstract, sharding):
+        return jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=sharding)
+
+    params = jax.tree.map(laid_out, network.abstract, partitioning.shardings_of(mesh, network.abstract, network.axes))
+    batch = partitioning.batch_sharding(mesh)
+    ids, mask = (jax.ShapeDtypeStruct((64, 128), dtype, sharding=batch) for dtype in (jnp.int32, jnp.bool_))
+
+    def encode(*arguments):
+        with partitioning.activate(mesh):
+            return network.apply(*arguments)
+
+    memory = jax.jit(encode).lower(params, ids, mask).compile().memory_analysis()
+    assert memory.argument_size_in_bytes < 4.77e9 * 2 / 16 * 1.01
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes < 16e9

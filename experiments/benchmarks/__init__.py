@@ -1,0 +1,1 @@
+"""Measurements of speed, each repeated by the command in its head."""

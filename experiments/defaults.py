@@ -26,6 +26,13 @@ def training(name: str, scale: str) -> ConfigDict:
             "data": "",
             "validation": "",
             "embeddings": "",
+            # The paper's T5-XXL needs --config.encoder.weights and .vocabulary, or embeddings made before.
+            "encoder": {
+                "name": "t5" if scale == "paper" else "minilm",
+                "weights": "",
+                "vocabulary": "",
+                "max_length": 0,
+            },
             "steps": steps,
             "max_seconds": 0.0,
             "batch_size": batch,

@@ -22,7 +22,9 @@ from imagen_video_jax.diffusion.schedules import Schedule
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.models.video_unet import VideoUNetConfig
 from imagen_video_jax.stages.stage import Stage, StageConfig
-from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.embed import EncoderConfig, TextEncoder, open_encoder
+from imagen_video_jax.text.embedding_cache import check_same
+from imagen_video_jax.text.embedding_cache import describe as describe_encoder
 from imagen_video_jax.video import frames
 
 VERSION = 1
@@ -39,20 +41,23 @@ class Member:
 
 def join(workdirs: Sequence[str], out: str | os.PathLike) -> dict:
     """Writes `cascade.json` for trained stages, in order; refuses stages that do not fit together."""
-    entries, previous = [], None
+    entries, previous, encoder = [], None, None
     out = pathlib.Path(out)
     for workdir in workdirs:
         if not pathlib.Path(workdir).is_dir():
             raise UserError(f"no such stage folder: {workdir}")
         path = checkpoint.require_newest(pathlib.Path(workdir))
-        values = checkpoint.read_meta(path)["config"]["stage"]
+        meta = checkpoint.read_meta(path)
+        values = meta["config"]["stage"]
+        check_same(meta.get("encoder"), workdir, encoder, "the stage before")
+        encoder = meta.get("encoder", encoder)
         stage = stage_config(values)
         check_fit(previous, stage)
         relative = os.path.relpath(path.absolute(), out.absolute().parent)
         entries.append({"name": stage.name, "checkpoint": relative, "step": int(path.name), "stage": values})
         previous = stage
     storage.writable_folder(out.parent)
-    cascade = {"version": VERSION, "stages": entries}
+    cascade = {"version": VERSION, "stages": entries, "encoder": encoder}
     storage.write_json(out, cascade)
     return cascade
 
@@ -83,14 +88,18 @@ def describe(size: tuple[int, int, int, float]) -> str:
 class Cascade:
     """Trained stages in order, with their text encoder."""
 
-    def __init__(self, members: list[Member], encoder: TextEncoder | None = None):
+    def __init__(self, members: list[Member], encoder: TextEncoder | None = None, trained_with: dict | None = None):
+        """`trained_with` is what `cascade.json` says of the encoder; without `encoder` it says which one to open."""
         self.members = members
-        self._encoder = encoder
+        self._encoder, self._trained_with = encoder, trained_with
         self._compiled: dict = {}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Cascade":
-        """Reads `cascade.json`, verifies every checkpoint it names and loads the EMA weights."""
+    def load(cls, path: str | os.PathLike, *, weights: str = "", vocabulary: str = "") -> "Cascade":
+        """Reads `cascade.json`, verifies every checkpoint it names and loads the EMA weights.
+
+        `weights` and `vocabulary` say where the text encoder's files are, if no longer where training found them.
+        """
         path = pathlib.Path(path)
         content = storage.read_json(path)
         if not isinstance(content, dict) or content.get("version") != VERSION or not content.get("stages"):
@@ -106,12 +115,23 @@ class Cascade:
             params = checkpoint.restore(checkpoint.verify(folder), "ema", stage.network.abstract)
             members.append(Member(stage, params, entry["checkpoint"]))
             previous = config
-        return cls(members)
+        moved = {name: text for name, text in (("weights", weights), ("vocabulary", vocabulary)) if text}
+        return cls(members, trained_with=(content.get("encoder") or {}) | moved)
 
     @property
     def encoder(self) -> TextEncoder:
+        """The text encoder that the stages were trained with; UserError where what is found is another."""
         if self._encoder is None:
-            self._encoder = TextEncoder.minilm()
+            known = self._trained_with or {}
+            fields = {name: known[name] for name in ("weights", "vocabulary", "max_length") if name in known}
+            try:
+                encoder = open_encoder(EncoderConfig(known.get("encoder", "minilm"), **fields))
+            except UserError as error:
+                hint = "; name its files with --weights and --vocabulary" if known.get("encoder") == "t5" else ""
+                raise UserError(f"the cascade's text encoder cannot be opened: {error}{hint}") from None
+            if "fingerprint" in known:
+                check_same(known, "the cascade", describe_encoder(encoder), "what was opened now")
+            self._encoder = encoder
         return self._encoder
 
     @property

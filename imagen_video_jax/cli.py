@@ -89,11 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
     sample.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the videos, e.g. a portrait bucket of the training")
     sample.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
+    sample.add_argument("--weights", default="", metavar="PATH", help="where the T5 that it was trained with is now")
+    sample.add_argument("--vocabulary", default="", metavar="FILE", help="likewise its spiece.model")
 
-    embed = command("embed", _embed, "Embed prompts into an .npz file.")
-    embed.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
-    embed.add_argument("--encoder", choices=("minilm",), default="minilm")
-    embed.add_argument("--npz", required=True, metavar="FILE")
+    embed = command("embed", _embed, "Embed the captions of data sets into a cache, or prompts into an .npz file.")
+    embed.add_argument("--data", action="append", metavar="DIR", help="data whose captions go into --out; repeatable")
+    embed.add_argument("--prompts", metavar="FILE", help="one prompt a line")
+    embed.add_argument("--ids", metavar="FILE.npy", help="token numbers, int32 (N, L), padding 0")
+    embed.add_argument("--encoder", choices=("minilm", "t5"), default="minilm")
+    embed.add_argument("--weights", default="", metavar="PATH", help="T5: T5X checkpoint or safetensors")
+    embed.add_argument("--vocabulary", default="", metavar="FILE", help="T5: spiece.model")
+    embed.add_argument("--max-length", type=int, default=0, metavar="N", help="tokens a prompt is cut to")
+    embed.add_argument("--out", metavar="DIR", help="embedding cache; several processes may fill one")
+    embed.add_argument("--npz", metavar="FILE", help="arrays embeddings (N, L, D) and mask (N, L)")
 
     demo = command("demo", _demo, "Train the seven mini stages on the embedded data set and sample videos.")
     demo.add_argument("--out", required=True, metavar="DIR")
@@ -189,6 +197,8 @@ def _sample(arguments, _) -> None:
         input=arguments.input,
         size=parse_sizes([arguments.size])[0] if arguments.size else None,
         keep_stages=arguments.keep_stages,
+        weights=arguments.weights,
+        vocabulary=arguments.vocabulary,
     )
     _use_compilation_cache()
     sample_to_folder(arguments.cascade, request, pathlib.Path(arguments.out))
@@ -219,10 +229,33 @@ def _numbers(name: str, text: str | None, kind) -> tuple:
 
 
 def _embed(arguments, _) -> None:
-    from imagen_video_jax.data.embed_captions import embed_prompts_to_npz
-    from imagen_video_jax.text.embed import TextEncoder
+    from imagen_video_jax import distributed
+    from imagen_video_jax.data import embed_captions
+    from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 
-    embed_prompts_to_npz(_lines(arguments.prompts), TextEncoder.minilm(), pathlib.Path(arguments.npz))
+    data, prompts, ids, out, npz = (getattr(arguments, n) for n in ("data", "prompts", "ids", "out", "npz"))
+    if sum(map(bool, (data, prompts, ids))) != 1 or bool(out) == bool(npz):
+        raise UserError("give one of --data, --prompts and --ids, and one of --out DIR and --npz FILE")
+    if (data and npz) or (ids and out):
+        raise UserError("--data goes into --out DIR, --ids go into --npz FILE")
+    if arguments.max_length < 0:
+        raise UserError(f"--max-length must be at least 1, got {arguments.max_length}")
+    lines = _lines(prompts) if prompts else None
+    _use_compilation_cache()
+    share = distributed.start()
+    encoder = open_encoder(
+        EncoderConfig(arguments.encoder, arguments.weights, arguments.vocabulary, arguments.max_length)
+    )
+    if out:
+        if data:
+            count = embed_captions.embed_data(data, pathlib.Path(out), encoder, share=share)
+        else:
+            count = embed_captions.embed_all(lines, pathlib.Path(out), encoder, share=share)
+        print(f"{out}: {count} captions embedded by this process")
+    elif ids:
+        embed_captions.embed_ids_to_npz(pathlib.Path(ids), encoder, pathlib.Path(npz))
+    else:
+        embed_captions.embed_prompts_to_npz(lines, encoder, pathlib.Path(npz))
 
 
 def _demo(arguments, _) -> None:

@@ -16,11 +16,11 @@ import typing
 
 from ml_collections import ConfigDict
 
-from imagen_video_jax import storage
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.embed import EncoderConfig, open_encoder
+from imagen_video_jax.text.embedding_cache import user_folder
 from imagen_video_jax.training.loop import TrainConfig
 
 PREFIX = "--config."
@@ -55,11 +55,12 @@ def with_data(config: TrainConfig) -> TrainConfig:
             config,
             data=str(default.train),
             validation=config.validation or str(default.validation),
-            embeddings=config.embeddings or str(default.embeddings),
+            embeddings=config.embeddings or (str(default.embeddings) if config.encoder == EncoderConfig() else ""),
         )
     if not config.embeddings:
-        folder = storage.user_cache() / "embeddings" / "minilm"
-        embed_data([part for part in (config.data, config.validation) if part], folder, TextEncoder.minilm())
+        encoder = open_encoder(config.encoder)
+        folder = user_folder(encoder)
+        embed_data([part for part in (config.data, config.validation) if part], folder, encoder)
         config = dataclasses.replace(config, embeddings=str(folder))
     return config
 

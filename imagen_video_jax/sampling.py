@@ -30,6 +30,8 @@ class SampleRequest:
     input: str | None = None
     size: tuple[int, int] | None = None
     keep_stages: bool = False
+    weights: str = ""
+    vocabulary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class _Job:
 
 def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Path) -> list[dict]:
     """Writes the videos and returns the rows of `samples.jsonl`: prompt, number, seed, path."""
-    cascade = Cascade.load(cascade_path)
+    cascade = Cascade.load(cascade_path, weights=request.weights, vocabulary=request.vocabulary)
     stages = out / "stages" if request.keep_stages else None
     return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages)
 

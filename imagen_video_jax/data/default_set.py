@@ -15,7 +15,7 @@ from imagen_video_jax.data.manifests import MANIFEST
 from imagen_video_jax.data.motion_shapes import VERSION, write_motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
-from imagen_video_jax.text.embedding_cache import FINGERPRINT
+from imagen_video_jax.text.embedding_cache import FINGERPRINT, user_folder
 
 # clips and images of the training and of the validation part; frames, height, width of a clip at 24 fps
 SETS = {
@@ -37,13 +37,14 @@ class DefaultSet:
 def default_set(name: str) -> DefaultSet:
     """Makes what is missing of the set `name`; a second process waits for the first."""
     root = _root(name)
-    made = DefaultSet(root / "train", root / "validation", storage.user_cache() / "embeddings" / "minilm")
+    encoder = TextEncoder.minilm()
+    made = DefaultSet(root / "train", root / "validation", user_folder(encoder))
     with _lock(storage.writable_folder(root)):
         # The cache is shared by all data sets, so it may be gone while the files are there.
         if not ((root / "complete").exists() and (made.embeddings / FINGERPRINT).exists()):
             for split in ("train", "validation"):
                 _render(root, name, split)
-            embed_data([str(made.train), str(made.validation)], made.embeddings, TextEncoder.minilm())
+            embed_data([str(made.train), str(made.validation)], made.embeddings, encoder)
             (root / "complete").touch()
     return made
 

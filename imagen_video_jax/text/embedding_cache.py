@@ -1,32 +1,35 @@
 """caption -> embedding on disk: a folder of immutable shards that many processes may read and fill.
 
-    fingerprint.json            the encoder, its fingerprint and width
+    fingerprint.json            the encoder, its fingerprint, width and maximum length
     shard-NAME.safetensors      keys (N, 32) uint8 sorted, offsets (N + 1,) int64, checksums (N,) uint32 (CRC-32 of a
-                                caption's values), values (sum of lengths, D) float32
-    shards.json                 names of the shards that were there when a writer ended well
+                                caption's values), values (sum of lengths, D) bfloat16
+    job-NAME.json               the shards of a job that ended well
 
 The key is sha256 of the caption's UTF-8, never a row number, so a re-ordered data set cannot be paired wrongly. Only
-real tokens are stored. A shard is named by the hash of its keys and appears by one rename, so writers need no lock and
-a killed one leaves whole shards. Readers map values into memory and hold 17 bytes per caption.
+real tokens are stored. Shards and jobs are named by the hash of what they hold and appear by one rename, so a killed
+writer leaves whole files, and the same captions make the same bytes whoever embeds them
+(data/embed_captions.py is the job). Readers map values into memory and hold 17 bytes per caption.
 """
 
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save
 
 from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
+from imagen_video_jax.text.safetensors_format import parse_header
 
-FINGERPRINT, SHARDS = "fingerprint.json", "shards.json"
-UNIT = 1024  # captions per shard: what a kill can cost
-_DTYPES = {"keys": np.uint8, "offsets": np.int64, "checksums": np.uint32, "values": np.float32}
+FINGERPRINT = "fingerprint.json"
+DTYPES = {"keys": np.uint8, "offsets": np.int64, "checksums": np.uint32, "values": ml_dtypes.bfloat16}
 # Mapped at once by a reader; every map holds a file descriptor, of which a process has 1,024 by default.
 _MAPPED = 256
 
@@ -36,16 +39,22 @@ def key_of(caption: str) -> bytes:
     return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()
 
 
+def user_folder(encoder: TextEncoder) -> pathlib.Path:
+    """The cache in the user's own folder that serves every data set: one per encoder."""
+    return storage.user_cache() / "embeddings" / f"{encoder.name}-{encoder.fingerprint[:12]}"
+
+
 class EmbeddingCache:
     """A read view of a cache folder, as it was when opened; safe for threads, and cheap to send to a process.
 
     Attributes:
+      info: what it says of its encoder, see `describe`.
       width: of a token's state.
       fingerprint: of the encoder that wrote it.
     """
 
     def __init__(self, folder: pathlib.Path, info: dict, names: Iterable[str]):
-        self.folder, self.width, self.fingerprint = folder, info["width"], info["fingerprint"]
+        self.folder, self.info, self.width, self.fingerprint = folder, info, info["width"], info["fingerprint"]
         self._names = sorted(names)
         self._arrays = functools.lru_cache(maxsize=_MAPPED)(self._map)
         prefixes, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
@@ -62,31 +71,29 @@ class EmbeddingCache:
 
     @classmethod
     def open(
-        cls, folder: pathlib.Path, expected_fingerprint: str | None = None, *, allow_missing: bool = False
+        cls, folder: pathlib.Path, expected_fingerprint: str | None = None, *, only_finished: bool = False
     ) -> "EmbeddingCache":
         """Opens a cache folder.
 
         Args:
           expected_fingerprint: of the encoder whose embeddings are wanted; None takes any.
-          allow_missing: for writers, who embed the captions of a lost shard again.
+          only_finished: for writers: without shards of jobs that have not ended, and whatever shards are lost.
 
         Raises:
           UserError: no cache, one of another encoder, a shard missing, cut or damaged (named).
         """
         folder = pathlib.Path(folder)
-        if not (folder / FINGERPRINT).is_file():
-            raise UserError(
-                f"{folder} is no embedding cache (it has no {FINGERPRINT}); make one with imagen-video embed"
-            )
-        info = storage.read_json(folder / FINGERPRINT)
+        info = read_info(folder)
         if expected_fingerprint not in (None, info["fingerprint"]):
             raise UserError(
                 f"{folder} was written by encoder {info['encoder']} {info['fingerprint'][:12]}, wanted is "
-                f"{expected_fingerprint[:12]}; use another folder"
+                f"{expected_fingerprint[:12]}; use another folder, or remove it and run imagen-video embed --data DIR "
+                f"--encoder NAME --out {folder} with the encoder that is wanted"
             )
-        names = _shard_names(folder)
-        lost = set(storage.read_json(folder / SHARDS)) - names if (folder / SHARDS).is_file() else set()
-        if lost and not allow_missing:
+        names, finished = shard_names(folder), finished_shards(folder)
+        if only_finished:
+            return cls(folder, info, names & finished)
+        if lost := finished - names:
             raise UserError(
                 f"{folder} lacks {len(lost)} of its shards, {min(lost)} among them; embed the same data again"
             )
@@ -102,7 +109,7 @@ class EmbeddingCache:
         return self._find(key_of(caption)) is not None
 
     def lookup(self, caption: str) -> np.ndarray:
-        """Token states of a caption, (L, D) float32, read-only; UserError when it was never embedded."""
+        """Token states of a caption, (L, D) float32; UserError when it was never embedded."""
         place = self._find(key_of(caption))
         if place is None:
             raise UserError(f"caption {caption[:60]!r} is not in {self.folder}; run imagen-video embed on this data")
@@ -111,10 +118,11 @@ class EmbeddingCache:
         begin, end = arrays["offsets"][row : row + 2].tolist()
         values_LD = arrays["values"][begin:end]
         if not self._checked_N[place]:
-            if zlib.crc32(values_LD) != arrays["checksums"][row]:
+            if zlib.crc32(values_LD.view(np.uint8)) != arrays["checksums"][row]:
                 raise self._damaged(shard, f"the values of caption {caption[:60]!r} differ from their checksum")
             self._checked_N[place] = True
-        return values_LD
+        # bfloat16 is the upper half of float32; numpy's own conversion takes eight times longer.
+        return (values_LD.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
     def missing(self, captions: Iterable[str]) -> list[str]:
         """The captions that are not there yet, each once, in order."""
@@ -159,71 +167,100 @@ class EmbeddingCache:
         return UserError(f"embedding shard {path} is damaged ({reason}); delete it and embed the data again")
 
 
-def embed_captions(
-    folder: pathlib.Path,
-    captions: Iterable[str],
-    encoder: TextEncoder,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    on_cut: Callable[[str, str], None] | None = None,
-) -> int:
-    """Embeds what is missing, unit by unit; returns the number of captions embedded now.
-
-    Interrupted at any moment, even by SIGKILL, it goes on at the next call from the last whole unit.
-
-    Args:
-      progress: called with (captions done, captions to do).
-      on_cut: called with (caption, lost text) for a caption longer than the encoder takes.
-    """
-    folder = storage.writable_folder(folder)
+def read_info(folder: pathlib.Path) -> dict:
+    """What the folder says of the encoder: `encoder`, `fingerprint`, `width`, `max_length`; UserError if it is none."""
     if not (folder / FINGERPRINT).is_file():
-        info = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "width": encoder.width}
-        storage.write_json(folder / FINGERPRINT, info)
-    missing = EmbeddingCache.open(folder, encoder.fingerprint, allow_missing=True).missing(captions)
-    for begin in range(0, len(missing), UNIT):
-        unit = sorted(missing[begin : begin + UNIT], key=key_of)
-        for caption, lost in encoder.tokenize(unit).lost if on_cut else ():
-            on_cut(caption, lost)
-        text_BLD, mask_BL = encoder(
-            unit, progress=progress and (lambda done, begin=begin: progress(begin + done, len(missing)))
-        )
-        _write_shard(folder, unit, text_BLD, mask_BL, encoder.fingerprint)
-    names = sorted(_shard_names(folder))
-    if not (folder / SHARDS).is_file() or storage.read_json(folder / SHARDS) != names:
-        storage.write_json(folder / SHARDS, names)
-    return len(missing)
+        raise UserError(f"{folder} is no embedding cache (it has no {FINGERPRINT}); make one with imagen-video embed")
+    info = storage.read_json(folder / FINGERPRINT)
+    if not isinstance(info, dict) or not info.keys() >= {"encoder", "fingerprint", "width"}:
+        raise UserError(f"{folder / FINGERPRINT} is damaged; remove the folder and embed the data again")
+    return info
 
 
-def _write_shard(folder: pathlib.Path, captions: list[str], text_BLD, mask_BL, fingerprint: str) -> None:
-    """Writes the embeddings of captions that are sorted by key."""
+def create(folder: pathlib.Path, encoder: TextEncoder) -> None:
+    """Makes a folder the cache of `encoder`, unless it is one already; UserError where it is another encoder's."""
+    info = describe(encoder)
+    storage.write_once(folder / FINGERPRINT, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
+    EmbeddingCache.open(folder, encoder.fingerprint, only_finished=True)
+
+
+def describe(encoder: TextEncoder) -> dict:
+    """What a cache and a cascade record of an encoder."""
+    fields = {"encoder": encoder.name, "fingerprint": encoder.fingerprint}
+    return fields | {"width": encoder.width, "max_length": encoder.max_length}
+
+
+def check_same(one: dict | None, of_one: str, other: dict | None, of_other: str) -> None:
+    """UserError where two records of `describe` are of different encoders; None stands for no record."""
+    if one and other and one["fingerprint"] != other["fingerprint"]:
+        (a, b) = (f"{info['encoder']} {info['fingerprint'][:12]}" for info in (one, other))
+        raise UserError(f"{of_one} was trained with text encoder {a}, {of_other} is of {b}; they do not go together")
+
+
+def shard_name(keys: Sequence[bytes]) -> str:
+    """The file name of a shard with these sorted keys."""
+    return f"shard-{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.safetensors"
+
+
+def write_shard(
+    path: pathlib.Path, keys: Sequence[bytes], states: Sequence[np.ndarray], fingerprint: str, cut: list
+) -> None:
+    """Writes the states (L, D) of captions, sorted by key; `cut` is what `cut_captions` gives back of this shard."""
+    states = [np.ascontiguousarray(states_LD, ml_dtypes.bfloat16) for states_LD in states]
     arrays = {
-        "keys": np.frombuffer(b"".join(map(key_of, captions)), np.uint8).reshape(-1, 32),
-        "offsets": np.concatenate([[0], np.cumsum(mask_BL.sum(1))]).astype(np.int64),
-        "checksums": np.array([zlib.crc32(text_LD[mask_L]) for text_LD, mask_L in zip(text_BLD, mask_BL)], np.uint32),
-        "values": text_BLD[mask_BL],
+        "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32),
+        "offsets": np.cumsum([0, *map(len, states)]).astype(np.int64),
+        "checksums": np.array([zlib.crc32(states_LD.view(np.uint8)) for states_LD in states], np.uint32),
+        "values": np.concatenate(states),
     }
-    name = f"shard-{hashlib.sha256(arrays['keys']).hexdigest()[:16]}.safetensors"
-    # Not safetensors' save_file: its files are readable by their owner alone, and a cache is shared.
-    facts = {"fingerprint": fingerprint, "index_sha256": _index_sha256(arrays)}
-    storage.write_bytes(folder / name, save(arrays, facts))
+    facts = {"fingerprint": fingerprint, "index_sha256": _index_sha256(arrays), "cut": cut}
+    # One string: the package writes several in an order that differs from run to run. Not its save_file: its files
+    # are readable by their owner alone, and a cache is shared.
+    storage.write_bytes(path, save(arrays, {"facts": json.dumps(facts, sort_keys=True)}))
 
 
-def _map_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read-only memory-mapped arrays and the metadata of a safetensors file, which safe_open would copy.
+def cut_captions(folder: pathlib.Path) -> list[dict]:
+    """What the writers of the finished shards noted of captions that were longer than the encoder takes."""
+    names = sorted(shard_names(folder) & finished_shards(folder))
+    return [row for name in names for row in _map_arrays(folder / name)[1]["cut"]]
 
-    Layout: 8 bytes length of the header, the header in JSON, the arrays at the offsets that it names.
-    """
+
+def finish_job(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Notes that a job's shards are all there; lists that name shards lost since are replaced."""
+    present, names, outdated = shard_names(folder), set(names), []
+    for path in sorted(folder.glob("job-*.json")):
+        listed = set(storage.read_json(path))
+        if listed - present:
+            outdated.append(path)
+            names |= listed & present
+    if names:
+        text = json.dumps(sorted(names), indent=1) + "\n"
+        storage.write_once(folder / f"job-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json", text.encode())
+    for path in outdated:
+        path.unlink(missing_ok=True)
+
+
+def finished_shards(folder: pathlib.Path) -> set[str]:
+    return {name for path in folder.glob("job-*.json") for name in storage.read_json(path)}
+
+
+def shard_names(folder: pathlib.Path) -> set[str]:
+    """Shards in place; a temporary name begins with a dot."""
+    return {path.name for path in folder.glob("shard-*.safetensors")}
+
+
+def _map_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Read-only memory-mapped arrays and the facts of a shard, which safe_open would copy."""
     file_N = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    begin = 8 + int.from_bytes(file_N[:8].tobytes(), "little")
-    header = json.loads(file_N[8:begin].tobytes())
-    arrays, end = {}, begin
-    for name, dtype in _DTYPES.items():
-        first, last = (begin + offset for offset in header[name]["data_offsets"])
-        arrays[name] = file_N[first:last].view(dtype).reshape(header[name]["shape"])
-        end = max(end, last)
-    if end != len(file_N):
-        raise ValueError(f"{len(file_N)} bytes, expected {end}")
-    return arrays, header["__metadata__"]
+    length = 8 + int.from_bytes(file_N[:8].tobytes(), "little")
+    header, metadata = parse_header(file_N[:length].tobytes(), len(file_N))
+    arrays = {}
+    for name, dtype in DTYPES.items():
+        stored, shape, position = header[name]
+        if stored != dtype:
+            raise ValueError(f"{name} are {stored}, expected {np.dtype(dtype)}")
+        arrays[name] = file_N[position : position + stored.itemsize * math.prod(shape)].view(dtype).reshape(shape)
+    return arrays, json.loads(metadata["facts"])
 
 
 def _index_sha256(arrays: dict[str, np.ndarray]) -> str:
@@ -236,8 +273,3 @@ def _index_sha256(arrays: dict[str, np.ndarray]) -> str:
 def _prefixes(keys: np.ndarray) -> np.ndarray:
     """The first 8 bytes of each key as a number, in the order of the keys."""
     return np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-
-
-def _shard_names(folder: pathlib.Path) -> set[str]:
-    """Shards in place; a temporary name begins with a dot."""
-    return {path.name for path in folder.glob("shard-*.safetensors")}

@@ -24,7 +24,8 @@ from imagen_video_jax.data.sources import Source, open_source
 from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage, StageConfig, named_key
-from imagen_video_jax.text.embedding_cache import EmbeddingCache
+from imagen_video_jax.text.embed import EncoderConfig
+from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 from imagen_video_jax.training.state import TrainState, abstract_state, initial_state, shardings_of
@@ -40,7 +41,7 @@ class TrainConfig:
     Attributes:
       stage, optimizer, step, mesh: see their classes.
       data, validation: folders of captioned videos and images (validation may be empty: no held-out loss).
-      embeddings: embedding cache of their captions.
+      embeddings: embedding cache of their captions; without it they are embedded by `encoder` into the user cache.
       steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
         rate decay over time (0: no limit).
       batch_size, image_batch_size: clips and images per step (either may be 0).
@@ -62,6 +63,7 @@ class TrainConfig:
     data: str = ""
     validation: str = ""
     embeddings: str = ""
+    encoder: EncoderConfig = EncoderConfig()
     steps: int = 1000
     max_seconds: float = 0.0
     batch_size: int = 16
@@ -98,8 +100,8 @@ class TrainConfig:
 
 # Fields that may change when a run resumes; any other change is refused with the difference.
 FREE_ON_RESUME = {
-    "data", "validation", "embeddings", "steps", "max_seconds", "checkpoint_every", "log_every", "sample_every",
-    "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
+    "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
+    "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
 }  # fmt: skip
 
 
@@ -216,6 +218,7 @@ class _Run:
         width, wanted = self.embeddings.width, self.config.stage.network.text_width
         if width != wanted:
             raise UserError(f"{self.config.embeddings} is {width} wide, stage.network.text_width is {wanted}")
+        check_same((self.meta or {}).get("encoder"), str(self.workdir), self.embeddings.info, self.config.embeddings)
         captions = [*self.source.captions, *(self.validation.captions if self.validation else ())]
         missing = self.embeddings.missing(captions)
         if missing:
@@ -360,6 +363,8 @@ class _Run:
     def _save(self, state: TrainState, step: int, seconds: float) -> None:
         trees = {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
         meta = {"identity": self.identity, "seconds": seconds, "config": as_dict(self.config)}
+        files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
+        meta["encoder"] = self.embeddings.info | files
         checkpoint.save(self.checkpoints, step, trees, meta, keep=self.config.keep)
 
     def _report_skipped(self, batches: dict) -> None:

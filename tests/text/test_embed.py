@@ -92,22 +92,24 @@ def test_the_fingerprint_changes_with_weights_tokenizer_name_and_length(tmp_path
     weights, tokenizer = tmp_path / "weights", tmp_path / "tokenizer"
     weights.write_text("w")
     tokenizer.write_text("t")
-    seen = [embed.fingerprint_of("minilm", [weights, tokenizer], 64)]
-    seen.append(embed.fingerprint_of("minilm", [weights, tokenizer], 32))
-    seen.append(embed.fingerprint_of("t5", [weights, tokenizer], 64))
+
+    def fingerprint(name, max_length):
+        return embed.fingerprint_of(name, [storage.remembered_sha256(f) for f in (weights, tokenizer)], max_length)
+
+    seen = [fingerprint("minilm", 64), fingerprint("minilm", 32), fingerprint("t5", 64)]
     for file in (weights, tokenizer):
         file.write_text("changed")
-        seen.append(embed.fingerprint_of("minilm", [weights, tokenizer], 64))
+        seen.append(fingerprint("minilm", 64))
     assert len(set(seen)) == 5
 
 
-def test_a_fingerprint_is_not_computed_twice_from_the_same_files(tmp_path, monkeypatch):
+def test_a_file_is_not_hashed_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = tmp_path / "weights"
     weights.write_text("w")
-    first = embed.fingerprint_of("minilm", [weights], 64)
+    first = storage.remembered_sha256(weights)
     monkeypatch.setattr(storage, "sha256_file", lambda path: pytest.fail("read again"))
-    assert embed.fingerprint_of("minilm", [weights], 64) == first
+    assert storage.remembered_sha256(weights) == first
 
 
 @pytest.mark.parametrize("length", [2, 513])

@@ -1,0 +1,129 @@
+"""safetensors files -> `StoredArray`s: one file, or the shards that an index names.
+
+Read here rather than by the safetensors package, which maps whole files: a process that loads an eighth of a large
+model should hold an eighth, and files in buckets cannot be mapped.
+
+Layout (https://github.com/huggingface/safetensors#format): 8 bytes length of the header, little-endian; the header,
+JSON of {name: {dtype, shape, data_offsets}}; the arrays, in C order.
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.text.stored_array import StoredArray
+
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_LONGEST_HEADER = 100 << 20  # the format's own limit
+_READ = 32 << 20  # bytes read at once where only some columns are wanted
+
+
+def parse_header(head: bytes, size: int) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], dict[str, str]]:
+    """{name: (dtype, shape, position in the file)} and the metadata; ValueError says what is wrong.
+
+    Args:
+      head: the first bytes of the file, the whole header among them.
+      size: of the file, in bytes.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > min(_LONGEST_HEADER, size - 8):
+        raise ValueError("it does not begin with a safetensors header, or is cut")
+    header = json.loads(head[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    arrays, end = {}, 0
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"array {name} is of type {entry['dtype']}, which is not known here")
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        begin, stop = entry["data_offsets"]
+        if begin < 0 or stop - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"the bytes of array {name} do not fit its shape {shape}")
+        arrays[name], end = (dtype, shape, 8 + length + begin), max(end, stop)
+    if 8 + length + end != size:
+        raise ValueError(f"{size} bytes, expected {8 + length + end}")
+    return arrays, metadata
+
+
+def open_file(path) -> dict[str, StoredArray]:
+    """The arrays of one file; UserError where it is no safetensors file, or cut."""
+    path = epath.Path(path)
+    try:
+        size = path.stat().length
+        with path.open("rb") as file:
+            head = file.read(8)
+            head += file.read(min(int.from_bytes(head, "little"), _LONGEST_HEADER, size))
+        header, _ = parse_header(head, size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"cannot read weights {path}: {error}") from None
+    return {
+        name: StoredArray(name, shape, dtype, functools.partial(_read, path, position, dtype, shape))
+        for name, (dtype, shape, position) in header.items()
+    }
+
+
+def open_index(path) -> dict[str, StoredArray]:
+    """The arrays of the shards that `*.safetensors.index.json` names; all must lie beside it."""
+    path = epath.Path(path)
+    try:
+        places = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no index of safetensors files: {error}") from None
+    arrays = {}
+    for shard in shards:
+        if not isinstance(shard, str) or shard != epath.Path(shard).name or shard in ("", ".", ".."):
+            raise UserError(f"{path} names {shard!r}, which is outside its folder; only files beside it are read")
+        if not (path.parent / shard).exists():
+            raise UserError(f"{path} names {shard}, which is missing beside it; fetch all files of the model")
+        arrays[shard] = open_file(path.parent / shard)
+    lost = [name for name, shard in places.items() if name not in arrays[shard]]
+    if lost:
+        raise UserError(f"{path.parent / places[lost[0]]} has no array {lost[0]}, which {path.name} says it holds")
+    return {name: arrays[shard][name] for name, shard in places.items()}
+
+
+def files_of(folder: str) -> list[str]:
+    """safetensors files and their indices in a folder."""
+    try:
+        return sorted(os.fspath(file) for file in epath.Path(folder).glob("*.safetensors*"))
+    except ImportError as error:
+        raise UserError(f"{folder} cannot be listed ({error}); install gcsfs, or copy the files here") from None
+
+
+def local_files(path: str) -> list[pathlib.Path]:
+    """What `open_file` or `open_index` reads of `path`; nothing where it is in a bucket."""
+    if path.startswith("gs://"):
+        return []
+    names = json.loads(pathlib.Path(path).read_text())["weight_map"].values() if path.endswith(".json") else ()
+    return [pathlib.Path(path), *(pathlib.Path(path).parent / name for name in sorted(set(names)))]
+
+
+def _read(path, position: int, dtype: np.dtype, shape: tuple[int, ...], block: tuple[slice, ...]) -> np.ndarray:
+    """One block: only its rows are read, a few at a time, and only its columns kept."""
+    if not shape:
+        block, shape = (slice(0, 1),), (1,)
+    (first, last, _), columns = block[0].indices(shape[0]), block[1:]
+    row = math.prod(shape[1:]) * dtype.itemsize
+    step = max(_READ // max(row, 1), 1)
+    out = np.empty([last - first, *(part.stop - part.start for part in columns)], dtype)
+    with path.open("rb") as file:
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            file.seek(position + begin * row)
+            data = file.read((end - begin) * row)
+            if len(data) != (end - begin) * row:
+                raise UserError(f"{path} is cut: it ends inside an array")
+            rows = np.frombuffer(data, dtype).reshape(end - begin, *shape[1:])
+            out[begin - first : end - first] = rows[:, *columns]
+    return out

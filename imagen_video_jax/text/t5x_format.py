@@ -1,0 +1,166 @@
+"""T5X checkpoints -> `StoredArray`s, without t5x: a msgpack file `checkpoint`, and one zarr array a parameter.
+
+`checkpoint` holds {'version': 3, 'optimizer': {'target': parameters, 'state': ...}}, or before versions the inner
+dictionary itself. A parameter is an array right there, or a TensorStore spec; of a spec only the last part of its path
+is used, as the name of a folder beside the file: its driver and bucket ('gfile', 't5x-dummy-bucket') say where the
+checkpoint once was. Shape, chunks and compression come from the zarr metadata. A checkpoint of a small model may be
+the msgpack file alone. Folders are local or gs://bucket/path.
+
+Source: t5x/checkpoints.py (github.com/google-research/t5x).
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorstore as ts
+from flax import serialization
+
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.text.stored_array import StoredArray
+
+FILE = "checkpoint"
+_STEP = re.compile(r"checkpoint_(\d+)/?$")  # not checkpoint_100.tmp-1700000000, which was never finished
+_SPEC = {"driver", "kvstore", "metadata"}
+_OLD_SPEC = {"driver", "path", "metadata"}  # before T5X 0.1.14
+
+
+def newest(folder: str) -> str | None:
+    """The folder of the last finished checkpoint inside a model's folder, or None."""
+    if folder.startswith("gs://"):
+        names = {key.decode().split("/")[0] for key in _store(folder).list().result()}
+    else:
+        names = {path.name for path in pathlib.Path(folder).iterdir()}
+    steps = {int(match[1]): name for name in names if (match := _STEP.match(name))}
+    return f"{folder.rstrip('/')}/{steps[max(steps)]}" if steps else None
+
+
+class T5XCheckpoint:
+    """The parameters of one checkpoint whose names begin as wanted.
+
+    Attributes:
+      arrays: {name below `target`, with slashes: StoredArray}.
+    """
+
+    def __init__(self, path: str, wanted: tuple[str, ...]):
+        """`path` is the checkpoint's folder, or its msgpack file alone; UserError where it is none."""
+        self.path = path
+        self._single = not path.startswith("gs://") and os.path.isfile(path)
+        parameters = dict(_flat(_target(self._msgpack(), self._msgpack_path), ()))
+        self._folders: dict[str, str] = {}
+        pending, self.arrays = {}, {}
+        for name, leaf in sorted(parameters.items()):
+            if not name.startswith(wanted):
+                continue
+            if isinstance(leaf, dict):
+                self._folders[name] = _folder_of(leaf)
+                pending[name] = ts.open(self._spec(name), open=True)
+            elif isinstance(leaf, str) and leaf.startswith("PLACEHOLDER"):
+                raise UserError(f"{path} is an Orbax checkpoint, not one that T5X's Checkpointer wrote")
+            else:
+                self.arrays[name] = _in_memory(name, np.asarray(leaf))
+        for name, future in pending.items():
+            self.arrays[name] = self._stored(name, future)
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """The files that the arrays are read from; none where they are in a bucket."""
+        if self.path.startswith("gs://"):
+            return []
+        folders = [pathlib.Path(self.path) / self._folders[name] for name in sorted(self._folders)]
+        return [pathlib.Path(self._msgpack_path), *(file for f in folders for file in sorted(f.iterdir()))]
+
+    @property
+    def _msgpack_path(self) -> str:
+        return self.path if self._single else f"{self.path.rstrip('/')}/{FILE}"
+
+    def _msgpack(self) -> dict:
+        if self._single:
+            raw = pathlib.Path(self.path).read_bytes()
+        else:
+            raw = _store(self.path).read(FILE).result().value
+        if raw.startswith(b"model_checkpoint_path"):
+            raise UserError(f"{self._msgpack_path} belongs to a TensorFlow checkpoint; T5X checkpoints are wanted")
+        try:
+            content = serialization.msgpack_restore(raw)
+        except Exception as error:  # msgpack, flax and numpy raise types of their own
+            reason = str(error) or type(error).__name__
+            raise UserError(f"{self._msgpack_path} is no T5X checkpoint, or is cut: {reason}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self._msgpack_path} is no T5X checkpoint: it holds {type(content).__name__}")
+        return content
+
+    def _spec(self, name: str) -> dict:
+        # Without `fill_missing_data_reads: False` a lost chunk would be read as zeros.
+        kvstore = store_spec(f"{self.path.rstrip('/')}/{self._folders[name]}")
+        return {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+
+    def _stored(self, name: str, future) -> StoredArray:
+        try:
+            array = future.result()
+        except ValueError as error:
+            reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be opened: {_reason(error)}"
+            raise UserError(f"{self.path}: array {self._folders[name]} {reason}") from None
+
+        def read(block: tuple[slice, ...]) -> np.ndarray:
+            try:
+                return np.asarray(array[block].read().result())
+            except ValueError as error:
+                raise UserError(f"{self.path}: array {self._folders[name]} is damaged: {_reason(error)}") from None
+
+        return StoredArray(name, tuple(array.shape), array.dtype.numpy_dtype, read)
+
+
+def store_spec(folder: str) -> dict:
+    """TensorStore's key-value store of a local folder or gs://bucket/path."""
+    if folder.startswith("gs://"):
+        bucket, _, path = folder.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": path.rstrip("/") + "/"}
+    return {"driver": "file", "path": os.path.abspath(folder) + "/"}
+
+
+def _store(folder: str) -> ts.KvStore:
+    return ts.KvStore.open(store_spec(folder)).result()
+
+
+def holds_checkpoint(folder: str) -> bool:
+    """Whether the folder itself holds a checkpoint's msgpack file."""
+    if folder.startswith("gs://"):
+        return _store(folder).read(FILE).result().state == "value"
+    return (pathlib.Path(folder) / FILE).is_file()
+
+
+def _target(content: dict, path: str) -> dict:
+    version = content.get("version", 0)
+    if version not in (0, 2, 3):
+        raise UserError(f"{path} is a T5X checkpoint of version {version}; known are 0 (unwritten), 2 and 3")
+    target = content.get("optimizer", content)
+    target = target.get("target") if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise UserError(f"{path} is no T5X checkpoint: it has no 'target', only {', '.join(map(str, content))[:80]}")
+    return target
+
+
+def _flat(tree, path: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+    if isinstance(tree, dict) and not (tree.keys() >= _SPEC or tree.keys() >= _OLD_SPEC):
+        for name, branch in tree.items():
+            yield from _flat(branch, (*path, str(name)))
+    else:
+        yield "/".join(path), tree
+
+
+def _folder_of(spec: dict) -> str:
+    """Only a name: a path in the file could lead out of the checkpoint's folder."""
+    path = spec.get("path") or spec["kvstore"].get("path", "")
+    return pathlib.PurePosixPath(path).name or "an array without a path"
+
+
+def _in_memory(name: str, array: np.ndarray) -> StoredArray:
+    return StoredArray(name, array.shape, array.dtype, lambda block: array[block])
+
+
+def _reason(error: Exception) -> str:
+    """TensorStore's message without the specification that it repeats."""
+    return str(error).split(" [")[0][:200]

@@ -50,7 +50,7 @@ def training(name: str, scale: str) -> ConfigDict:
             "init_from": "",
             "profile_steps": 0,
             "optimizer": {
-                # Muon learns about twice as much per step here (see ARCHITECTURE.md); the paper's relatives use Adam.
+                # Muon needs about half of Adam's steps here; the paper's relatives use Adam.
                 "name": "muon" if miniature else "adam",
                 "learning_rate": rate,
                 "warmup": warmup,

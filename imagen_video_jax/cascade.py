@@ -163,6 +163,7 @@ class Cascade:
         stop: int | None = None,
         video_BTHWC: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
+        negative: str | None = None,
         samplers: dict[int, dict] | None = None,
         on_stage: Callable[[int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
@@ -173,6 +174,7 @@ class Cascade:
           start, stop: first stage to run and the one after the last (all by default).
           video_BTHWC: uint8 input of the start stage, where that is not the base.
           size: (height, width) of the last stage's videos, where they are not those of its config.
+          negative: prompt that guidance leads away from, in the stages that guide.
           samplers: stage index -> fields of its sampler to change.
           on_stage: called with (index, uint8 videos) after each stage.
         """
@@ -180,15 +182,17 @@ class Cascade:
         if (video_BTHWC is None) != (self.members[start].stage.config.kind == "base"):
             raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
         base_size = self._base_size(size, start, stop) if size else None
-        text_BLD, mask_BL = self.encoder(list(prompts))
+        text_BLD, mask_BL = self.encoder([*prompts, *([negative] * len(prompts) if negative else ())])
         index_B = jnp.arange(first, first + len(prompts))
         video = None if video_BTHWC is None else frames.to_unit(jnp.asarray(video_BTHWC))
         for index in range(start, stop):
             member = self.members[index]
             length = member.stage.config.text_length
             text, mask = fit_length(text_BLD, length), fit_length(mask_BL, length)
+            n = len(prompts)
+            opposite = (text[n:], mask[n:]) if negative else None
             run = self._program(index, (samplers or {}).get(index, {}), base_size)
-            video = run(member.params, text, mask, index_B, jnp.asarray(seed, jnp.uint32), video)
+            video = run(member.params, text[:n], mask[:n], opposite, index_B, jnp.asarray(seed, jnp.uint32), video)
             if on_stage is not None:
                 on_stage(index, frames.to_uint8(video))
         return frames.to_uint8(video)
@@ -220,7 +224,7 @@ class Cascade:
             sampler = changed_sampler(stage.config.sampler, changes)
 
             @jax.jit
-            def run(params, text_BLD, text_mask_BL, index_B, seed, low_BTHWC):
+            def run(params, text_BLD, text_mask_BL, negative, index_B, seed, low_BTHWC):
                 return stage.sample(
                     params,
                     text_BLD=text_BLD,
@@ -229,6 +233,7 @@ class Cascade:
                     seed=seed,
                     low_BTHWC=low_BTHWC,
                     size=base_size,
+                    negative=negative,
                     sampler=sampler,
                 )
 

@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
     sample.add_argument("--stop-after", metavar="STAGE")
     sample.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
+    sample.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
     sample.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the videos, e.g. a portrait bucket of the training")
     sample.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
     sample.add_argument("--weights", default="", metavar="PATH", help="where the T5 that it was trained with is now")
@@ -195,6 +196,7 @@ def _sample(arguments, _) -> None:
         start_at=arguments.start_at,
         stop_after=arguments.stop_after,
         input=arguments.input,
+        negative=arguments.negative,
         size=parse_sizes([arguments.size])[0] if arguments.size else None,
         keep_stages=arguments.keep_stages,
         weights=arguments.weights,

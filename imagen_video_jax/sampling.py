@@ -29,6 +29,7 @@ class SampleRequest:
     stop_after: str | None = None
     input: str | None = None
     size: tuple[int, int] | None = None
+    negative: str | None = None
     keep_stages: bool = False
     weights: str = ""
     vocabulary: str = ""
@@ -65,6 +66,7 @@ def sample_with(
     if stop <= start:
         raise UserError(f"--stop-after {request.stop_after} comes before --start-at {request.start_at}")
     samplers = _samplers(request, start, stop)
+    _check_negative(request, cascade, samplers)
     video = _input_video(request, cascade.members[start].stage.config)
     out = storage.writable_folder(out)
     jobs = [
@@ -89,6 +91,7 @@ def sample_with(
                 stop=stop,
                 video_BTHWC=None if video is None else np.repeat(video[None], size, axis=0),
                 size=request.size,
+                negative=request.negative,
                 samplers=samplers,
                 on_stage=kept.__setitem__ if stage_videos else None,
             )
@@ -114,6 +117,14 @@ def _provenance(job: _Job, seed: int, cascade: str) -> dict[str, str]:
         "seed": str(seed),
         "number": str(job.index),
     }
+
+
+def _check_negative(request: SampleRequest, cascade: Cascade, samplers: dict[int, dict]) -> None:
+    weights = [
+        changes.get("guidance", cascade.members[i].stage.config.sampler.guidance) for i, changes in samplers.items()
+    ]
+    if request.negative and not any(weights):
+        raise UserError("--negative acts through guidance, which is 0 in every stage that runs; raise --guidance")
 
 
 def _samplers(request: SampleRequest, start: int, stop: int) -> dict[int, dict]:

@@ -195,6 +195,7 @@ def test_stages_that_do_not_fit_are_refused(world, tmp_path, capsys):
         (["--prompt", "x", "--steps", "0"], "--steps must be at least 1, got 0"),
         (["--prompt", "x", "--stop-after", "nonsense"], "nonsense"),
         (["--prompt", "x", "--unknown"], "--unknown"),
+        (["--prompt", "x", "--negative", "y", "--guidance", "0"], "raise --guidance"),
     ],
 )
 def test_wrong_sampling_requests_are_one_line(world, tmp_path, capsys, arguments, says):

@@ -136,6 +136,9 @@ def normal(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
 
 
+Text = tuple[jax.Array, jax.Array]  # text_BLD, text_mask_BL
+
+
 @dataclasses.dataclass(frozen=True)
 class Conditions:
     """What conditions the network, per example; `low` is None in the base stage."""
@@ -147,9 +150,9 @@ class Conditions:
     low_logsnr_B: jax.Array | None = None
     low_mask_BT: jax.Array | None = None
 
-    def unconditional(self) -> "Conditions":
-        """The same without text; the low-resolution video stays (guidance acts on text alone)."""
-        text_BLD, text_mask_BL = conditioning.null_text(self.text_BLD, self.text_mask_BL)
+    def unconditional(self, negative: "Text | None" = None) -> "Conditions":
+        """The same with the null text, or the negative one; the low-resolution video stays (guidance acts on text)."""
+        text_BLD, text_mask_BL = negative or conditioning.null_text(self.text_BLD, self.text_mask_BL)
         return dataclasses.replace(self, text_BLD=text_BLD, text_mask_BL=text_mask_BL)
 
 
@@ -272,6 +275,7 @@ class Stage:
         seed,
         low_BTHWC=None,
         size: tuple[int, int] | None = None,
+        negative: Text | None = None,
         sampler: SamplerConfig | None = None,
     ) -> jax.Array:
         """Videos in [-1, 1], BTHWC.
@@ -281,6 +285,7 @@ class Stage:
           low_BTHWC: the previous stage's output in [-1, 1]; its size decides the output's (any size in fully
             convolutional stages). None for the base.
           size: (height, width) of the base's output where it is not the configured one.
+          negative: text that guidance leads away from, instead of the null text.
         """
         config = self.config
         sampler = config.sampler if sampler is None else sampler
@@ -304,7 +309,9 @@ class Stage:
             return normal(keys, shape)
 
         return samplers.sample(
-            functools.partial(self._guided_x, params, conditions, self._weights(sampler), sampler),
+            functools.partial(
+                self._guided_x, params, conditions, conditions.unconditional(negative), self._weights(sampler), sampler
+            ),
             noise=noise_at("start"),
             noise_at=fresh_noise,
             logsnrs=samplers.grid(config.schedule, sampler.steps),
@@ -340,14 +347,14 @@ class Stage:
             return guidance.oscillating_weights(sampler.guidance, sampler.guidance_low, sampler.steps)
         return guidance.constant_weights(sampler.guidance, sampler.steps)
 
-    def _guided_x(self, params, conditions, weights_S, sampler, z, logsnr, index):
+    def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index):
         """The estimate of x at one noise level: guided in one doubled batch where w is not 0, then clipped."""
         prediction = self.config.prediction
         if not weights_S.any():
             output = self.predict(params, z, jnp.full((z.shape[0],), logsnr), conditions)
             x = gaussian.x_from_prediction(prediction, z=z, output=output, logsnr=logsnr)
         else:
-            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, conditions.unconditional())
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, opposite)
             doubled = jnp.concatenate([z, z])
             output = self.predict(params, doubled, jnp.full((doubled.shape[0],), logsnr), both)
             conditional, unconditional = jnp.split(

@@ -1,6 +1,7 @@
 """What a stage sees, shown by gradients, and what its noise depends on."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,31 @@ def test_noise_does_not_depend_on_how_a_batch_is_split():
     halves = [sample(batch.text_BLD[i : i + 2], batch.text_mask_BL[i : i + 2], jnp.arange(i, i + 2)) for i in (0, 2)]
     np.testing.assert_allclose(whole, np.concatenate(halves), atol=2e-4)
     assert np.abs(whole[0] - whole[1]).max() > 0.1
+
+
+def test_guidance_leads_away_from_the_negative_text():
+    stage = Stage(tiny(NAMES[0]))
+    params = shaken(stage)
+    batch = random_batch(stage.config, size=2)
+    text = (batch.text_BLD, batch.text_mask_BL)
+    other = (-batch.text_BLD, batch.text_mask_BL)
+
+    @functools.partial(jax.jit, static_argnames="weight")
+    def sample(negative, weight):
+        sampler = dataclasses.replace(stage.config.sampler, steps=2, guidance=weight, clip="none")
+        return stage.sample(
+            params,
+            text_BLD=text[0],
+            text_mask_BL=text[1],
+            index_B=jnp.arange(2),
+            seed=0,
+            negative=negative,
+            sampler=sampler,
+        )
+
+    # Away from the prompt itself is nowhere.
+    np.testing.assert_allclose(sample(text, 3.0), sample(None, 0.0), atol=1e-3)
+    assert jnp.abs(sample(other, 3.0) - sample(None, 3.0)).max() > 0.01
 
 
 def test_the_loss_of_a_part_is_the_part_of_the_loss():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import multiprocessing
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -88,6 +89,11 @@ def _lock(root: pathlib.Path) -> Iterator[None]:
         try:
             stack.enter_context(storage.directory_lock(root))
         except UserError:
+            if multiprocessing.parent_process() is not None:
+                # A worker that runs the script of its parent again would wait for the lock that the parent holds.
+                raise UserError(
+                    f"{root} is being made; if by this script, it needs `if __name__ == '__main__':` around its work"
+                ) from None
             print(f"waiting for another process that makes {root}", file=sys.stderr, flush=True)
             stack.enter_context(storage.directory_lock(root, wait=True))
         yield

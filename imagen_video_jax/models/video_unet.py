@@ -3,8 +3,8 @@
     noisy video (+ low-resolution video on channels) -> space to depth -> levels down -> levels up -> depth to space
 
 What conditions each frame is one vector: noise level + pooled text + frame rate (+ noise level of the low-resolution
-video) (+ position of the frame); it scales and shifts the normalised features of every residual block. Text tokens
-are also attended to at chosen levels.
+video) (+ position of the frame), mixed by a small network; it scales and shifts the normalised features of every
+residual block. Text tokens are also attended to at chosen levels.
 
 Two layouts. "unet" (base; Ho et al. 2022): blocks, then down-sampling; every block's output is a skip connection.
 "efficient" (super-resolution; Imagen appendix B): down-sampling before and up-sampling after the blocks of a level,
@@ -102,6 +102,8 @@ class VideoUNet(nnx.Module):
         self.frame_rate = Linear(rngs, 32, width)
         self.frame_position = Linear(rngs, 64, width) if config.frame_positions else None
         self.augmentation = Linear(rngs, width, width) if config.low_resolution else None
+        self.joint1 = Linear(rngs, width, width)
+        self.joint2 = Linear(rngs, width, width)
         inputs = 3 * (2 if config.low_resolution else 1) + int(config.low_resolution_mask)
         self.door_in = SpatialConv(rngs, inputs * config.patch**2, config.channels[0])
         self._build_down(rngs)
@@ -160,7 +162,8 @@ class VideoUNet(nnx.Module):
         embedding_BTE = jnp.repeat(embedding[:, None], frames, axis=1)
         if self.frame_position is not None:
             embedding_BTE += self.frame_position(sinusoid(jnp.arange(frames), 64, longest=100.0))
-        return embedding_BTE
+        # What a word means for a frame depends on when: "moves left" is another place in each.
+        return embedding_BTE + self.joint2(jax.nn.silu(self.joint1(jax.nn.silu(embedding_BTE))))
 
     def __call__(
         self, z_BTHWC, *, logsnr_B, text_BLD, text_mask_BL, fps_B, low_BTHWC=None, low_logsnr_B=None, low_mask_BT=None

@@ -25,6 +25,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_processes_left():
+    isolated.close_all()
     yield
     isolated.close_all()
 

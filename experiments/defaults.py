@@ -18,7 +18,7 @@ def training(name: str, scale: str) -> ConfigDict:
     # The miniatures predict x itself: with few channels a pixel patch of noise, which v and epsilon ask for, is more
     # than the network can carry, a patch of picture is not (Li & He 2025).
     miniature = scale in ("tiny", "mini")
-    calls = {"tiny": (4, 4), "mini": (32, 8)}.get(scale, (256, 128))
+    calls = {"tiny": (4, 4), "mini": (32, 4)}.get(scale, (256, 128))
     config = ConfigDict(
         {
             "scale": scale,
@@ -75,7 +75,7 @@ def training(name: str, scale: str) -> ConfigDict:
             "sigmoid_bias": 0.0,
             "text_drop": 0.1,
             "augmentation_max": 0.1 if miniature else 1.0,
-            "augmentation_snr": 2000.0 if miniature else 5.0,
+            "augmentation_snr": 20_000.0 if miniature else 5.0,
             # A clip of few pixels and one shape is still told apart in strong noise: that is where frames agree on it.
             "schedule": {
                 "name": "cosine",

@@ -30,6 +30,7 @@ SMALL = [
     "--config.batch_size=8",
     "--config.image_batch_size=8",
     "--config.log_every=1",
+    "--config.optimizer.name=adam",
 ]
 BASE = "experiments/base_16f_24x40.py:tiny"
 TSR = "experiments/temporal_sr_32f_24x40.py:tiny"
@@ -78,12 +79,12 @@ def state_hashes(workdir):
     return hashes
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices):
-    mesh = f"--config.mesh.data={devices}"
-    assert train(world, tmp_path / "whole", 4, mesh) == 0
-    assert train(world, tmp_path / "parts", 2, mesh) == 0
-    assert train(world, tmp_path / "parts", 4, mesh) == 0
+@pytest.mark.parametrize(("devices", "optimizer"), [(1, "muon"), (8, "adam")])
+def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices, optimizer):
+    fields = [f"--config.mesh.data={devices}", f"--config.optimizer.name={optimizer}"]
+    assert train(world, tmp_path / "whole", 4, *fields) == 0
+    assert train(world, tmp_path / "parts", 2, *fields) == 0
+    assert train(world, tmp_path / "parts", 4, *fields) == 0
     assert state_hashes(tmp_path / "whole") == state_hashes(tmp_path / "parts")
     for folder in ("whole", "parts"):
         rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]

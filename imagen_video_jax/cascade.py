@@ -182,17 +182,19 @@ class Cascade:
         if (video_BTHWC is None) != (self.members[start].stage.config.kind == "base"):
             raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
         base_size = self._base_size(size, start, stop) if size else None
-        text_BLD, mask_BL = self.encoder([*prompts, *([negative] * len(prompts) if negative else ())])
+        text_BLD, mask_BL = self.encoder([*prompts, *([negative] if negative else ())])
         index_B = jnp.arange(first, first + len(prompts))
         video = None if video_BTHWC is None else frames.to_unit(jnp.asarray(video_BTHWC))
         for index in range(start, stop):
             member = self.members[index]
             length = member.stage.config.text_length
             text, mask = fit_length(text_BLD, length), fit_length(mask_BL, length)
-            n = len(prompts)
-            opposite = (text[n:], mask[n:]) if negative else None
+            opposite = None
+            if negative:
+                text, mask, last = text[:-1], mask[:-1], (text[-1:], mask[-1:])
+                opposite = tuple(np.repeat(one, len(prompts), axis=0) for one in last)
             run = self._program(index, (samplers or {}).get(index, {}), base_size)
-            video = run(member.params, text[:n], mask[:n], opposite, index_B, jnp.asarray(seed, jnp.uint32), video)
+            video = run(member.params, text, mask, opposite, index_B, jnp.asarray(seed, jnp.uint32), video)
             if on_stage is not None:
                 on_stage(index, frames.to_uint8(video))
         return frames.to_uint8(video)

@@ -165,9 +165,10 @@ def _train(arguments, overrides: list[str]) -> int:
     from imagen_video_jax.training.loop import train
 
     _use_compilation_cache()
-    config = configs.with_data(configs.training(arguments.config, overrides))
+    workdir = pathlib.Path(arguments.workdir)
+    config = configs.with_data(configs.training(arguments.config, overrides), workdir)
     with _stop_on_sigterm() as should_stop:
-        train(config, pathlib.Path(arguments.workdir), should_stop=should_stop)
+        train(config, workdir, should_stop=should_stop)
         return STOPPED_AFTER_SAVING if should_stop() else DONE
 
 

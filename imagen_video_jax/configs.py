@@ -20,8 +20,9 @@ from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import EncoderConfig, open_encoder
-from imagen_video_jax.text.embedding_cache import user_folder
+from imagen_video_jax.text.embedding_cache import describe, user_folder
 from imagen_video_jax.training.loop import TrainConfig
+from imagen_video_jax.training.resume import check_early
 
 PREFIX = "--config."
 
@@ -44,11 +45,13 @@ def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
     return to_dataclass(TrainConfig, load(argument, overrides).to_dict(), "config")
 
 
-def with_data(config: TrainConfig) -> TrainConfig:
+def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
     """Fills in what was not given: the embedded default data set, and the embedding cache of the data's captions.
 
-    Embeddings are keyed by caption and encoder, so one cache in the user's folder serves every data set.
+    Embeddings are keyed by caption and encoder, so one cache in the user's folder serves every data set. What `workdir`
+    could not go on with is refused before anything is made.
     """
+    check_early(workdir, config)
     if not config.data:
         default = default_set("tiny" if config.scale == "tiny" else "mini")
         config = dataclasses.replace(
@@ -59,6 +62,7 @@ def with_data(config: TrainConfig) -> TrainConfig:
         )
     if not config.embeddings:
         encoder = open_encoder(config.encoder)
+        check_early(workdir, config, describe(encoder))
         folder = user_folder(encoder)
         embed_data([part for part in (config.data, config.validation) if part], folder, encoder)
         config = dataclasses.replace(config, embeddings=str(folder))

@@ -56,9 +56,9 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathli
     """Trains each mini stage for its share of the time; returns their workdirs."""
     workdirs = []
     for number, (name, share) in enumerate(zip(stage_names(), SHARES), 1):
-        config = configs.with_data(configs.training(f"experiments/{name}.py:mini"))
+        workdir = out / "stages" / f"{number}_{name}"
         config = dataclasses.replace(
-            config,
+            configs.training(f"experiments/{name}.py:mini"),
             max_seconds=share * minutes * 60,
             steps=1_000_000,
             checkpoint_every=200,
@@ -66,7 +66,7 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathli
             keep=1,
             init_from=str(workdirs[WARM_STARTS[number] - 1]) if number in WARM_STARTS else "",
         )
-        workdir = out / "stages" / f"{number}_{name}"
+        config = configs.with_data(config, workdir)
         print(f"[{number}/7] {name}: {config.max_seconds:.0f} s of training", flush=True)
         train(config, workdir)
         workdirs.append(workdir)
@@ -86,7 +86,7 @@ def prompts() -> list[tuple[str, str]]:
 def sample_prompts(cascade: Cascade, out: pathlib.Path, seed: int) -> list[dict]:
     """Final videos into DIR/videos, every stage's into DIR/stage_videos."""
     done = out / "videos" / "samples.jsonl"
-    if done.exists() and done.stat().st_mtime > (out / "cascade.json").stat().st_mtime:
+    if _newer_than_training(done, out):
         return [json.loads(line) for line in done.read_text().splitlines()]
     request = SampleRequest(prompts=tuple(text for text, _ in prompts()), seed=seed, batch=BATCH)
     return sample_with(
@@ -94,8 +94,16 @@ def sample_prompts(cascade: Cascade, out: pathlib.Path, seed: int) -> list[dict]
     )
 
 
+def _newer_than_training(file: pathlib.Path, out: pathlib.Path) -> bool:
+    """Whether a result was made of the checkpoints that are there now."""
+    trained = [path.stat().st_mtime for path in out.glob("stages/*/checkpoints/*/manifest.json")]
+    return file.exists() and file.stat().st_mtime > max(trained, default=0.0)
+
+
 def judge_base(cascade: Cascade, out: pathlib.Path, seed: int) -> dict:
     """What the judge reads off base samples of validation captions, against what the captions say."""
+    if _newer_than_training(out / "scores.json", out):
+        return storage.read_json(out / "scores.json")
     scenes = [motion_shapes.make_scene(321, index, split="validation") for index in range(JUDGED)]
     captions = [motion_shapes.captions_of(scene, 1)[0] for scene in scenes]
     videos = [

@@ -1,6 +1,7 @@
 """The demo's prompts are what they are said to be, and its report is one file that plays offline."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -63,3 +64,23 @@ def test_the_report_is_one_file_with_every_stage_and_no_link_to_anywhere(finishe
     # xmlns and data: URLs aside, nothing is fetched.
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "http" not in page
+
+
+def test_what_was_sampled_and_judged_is_not_made_again_until_a_stage_trains_on(finished, monkeypatch):
+    out, workdirs, rows = finished
+    scores = {"colour": {"accuracy": 0.5}}
+    manifest = workdirs[0] / "checkpoints" / "7" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    for path, text in (
+        (manifest, "{}"),
+        (out / "videos" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+        (out / "scores.json", json.dumps(scores)),
+    ):
+        path.write_text(text)
+    os.utime(manifest, (1, 1))
+    monkeypatch.setattr(demo, "sample_with", lambda *_, **__: "sampled again")
+    assert demo.sample_prompts(None, out, seed=0) == rows
+    assert demo.judge_base(None, out, seed=0) == scores
+    later = (out / "scores.json").stat().st_mtime + 5
+    os.utime(manifest, (later, later))
+    assert demo.sample_prompts(None, out, seed=0) == "sampled again"

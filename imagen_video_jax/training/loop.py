@@ -28,6 +28,7 @@ from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
+from imagen_video_jax.training.resume import as_dict, check_goes_on, identity
 from imagen_video_jax.training.state import TrainState, abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import StepConfig, batch_loss, make_train_step
 from imagen_video_jax.video.files import write_video
@@ -98,13 +99,6 @@ class TrainConfig:
             dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
 
 
-# Fields that may change when a run resumes; any other change is refused with the difference.
-FREE_ON_RESUME = {
-    "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
-    "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
-}  # fmt: skip
-
-
 def train(config: TrainConfig, workdir: pathlib.Path, *, should_stop: Callable[[], bool] = lambda: False) -> TrainState:
     """Trains until `steps` (or the time budget), resuming from the newest good checkpoint in `workdir`.
 
@@ -121,7 +115,6 @@ class _Run:
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, should_stop: Callable[[], bool]):
         self.config, self.workdir, self.should_stop = config, workdir, should_stop
         self.checkpoints = workdir / "checkpoints"
-        self.identity = identity(config)
         self.meta = self._find_start()
         self.mesh = partitioning.make_mesh(config.mesh)
         self._check_divisible()
@@ -169,21 +162,7 @@ class _Run:
         if newest is None:
             return None
         meta = checkpoint.read_meta(newest) | {"path": newest}
-        stored, wanted = meta["identity"], self.identity
-        for field in ("stage.name", "scale"):
-            if stored.get(field) != wanted.get(field):
-                raise UserError(
-                    f"{self.workdir} belongs to {_title(stored)}, this is {_title(wanted)}; use another --workdir"
-                )
-        changed = [
-            f"{f}: {stored.get(f)} -> {wanted.get(f)}"
-            for f in sorted({*stored, *wanted})
-            if stored.get(f) != wanted.get(f)
-        ]
-        if changed:
-            raise UserError(
-                f"{self.workdir} was trained with other settings ({'; '.join(changed[:6])}); use another --workdir"
-            )
+        check_goes_on(self.workdir, meta, self.config)
         return meta
 
     def _start_state(self) -> TrainState:
@@ -362,7 +341,7 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, seconds: float) -> None:
         trees = {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
-        meta = {"identity": self.identity, "seconds": seconds, "config": as_dict(self.config)}
+        meta = {"identity": identity(self.config), "seconds": seconds, "config": as_dict(self.config)}
         files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
         meta["encoder"] = self.embeddings.info | files
         checkpoint.save(self.checkpoints, step, trees, meta, keep=self.config.keep)
@@ -372,29 +351,3 @@ class _Run:
         if skipped:
             path, reason = next(iter(skipped.items()))
             print(f"{len(skipped)} unreadable files were skipped, the first: {path}: {reason}")
-
-
-def as_dict(config) -> dict:
-    """A config as JSON-serialisable nested dicts."""
-    return dataclasses.asdict(config)
-
-
-def identity(config: TrainConfig) -> dict[str, object]:
-    """Every field that may not change on resume, flat, JSON-like."""
-
-    def flat(value, prefix):
-        if isinstance(value, dict):
-            for name, item in value.items():
-                yield from flat(item, f"{prefix}{name}.")
-        else:
-            yield prefix[:-1], list(value) if isinstance(value, tuple) else value
-
-    fields = dict(flat(as_dict(config), ""))
-    free = tuple(FREE_ON_RESUME)
-    return {
-        name: value for name, value in fields.items() if not any(name == f or name.startswith(f + ".") for f in free)
-    }
-
-
-def _title(fields: dict) -> str:
-    return f"{fields.get('stage.name')} at scale {fields.get('scale') or 'custom'!r}"

@@ -1,0 +1,70 @@
+"""Whether a workdir goes on with a training config: which fields may change, and the refusal of any other change."""
+
+import dataclasses
+import pathlib
+
+from imagen_video_jax import checkpoint
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.text.embedding_cache import check_same
+
+# Fields that may change when a run resumes; any other change is refused with the difference.
+FREE_ON_RESUME = (
+    "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
+    "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
+)  # fmt: skip
+
+
+def as_dict(config) -> dict:
+    """A config as JSON-serialisable nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def identity(config) -> dict[str, object]:
+    """Every field that may not change on resume, flat, JSON-like."""
+
+    def flat(value, prefix):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from flat(item, f"{prefix}{name}.")
+        else:
+            yield prefix[:-1], list(value) if isinstance(value, tuple) else value
+
+    fields = dict(flat(as_dict(config), ""))
+    return {
+        name: value
+        for name, value in fields.items()
+        if not any(name == free or name.startswith(free + ".") for free in FREE_ON_RESUME)
+    }
+
+
+def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
+    """UserError unless a checkpoint with this `meta` is of the same stage, scale and settings as `config`."""
+    stored, wanted = meta["identity"], identity(config)
+    for field in ("stage.name", "scale"):
+        if stored.get(field) != wanted.get(field):
+            raise UserError(f"{workdir} belongs to {_title(stored)}, this is {_title(wanted)}; use another --workdir")
+    changed = [
+        f"{f}: {stored.get(f)} -> {wanted.get(f)}" for f in sorted({*stored, *wanted}) if stored.get(f) != wanted.get(f)
+    ]
+    if changed:
+        raise UserError(f"{workdir} was trained with other settings ({'; '.join(changed[:6])}); use another --workdir")
+
+
+def check_early(workdir: pathlib.Path, config, encoder: dict | None = None) -> None:
+    """The same from the newest step's notes alone, before data are made and captions embedded for nothing.
+
+    Args: encoder is what `describe` says of the text encoder that is about to embed the captions.
+    """
+    steps = checkpoint.committed_steps(workdir / "checkpoints")
+    if not steps:
+        return
+    try:
+        meta = checkpoint.read_meta(workdir / "checkpoints" / str(steps[-1]))
+    except (UserError, OSError):
+        return  # damaged: whoever restores it says so
+    check_goes_on(workdir, meta, config)
+    check_same(meta.get("encoder"), str(workdir), encoder, "the one asked for")
+
+
+def _title(fields: dict) -> str:
+    return f"{fields.get('stage.name')} at scale {fields.get('scale') or 'custom'!r}"

@@ -1,0 +1,25 @@
+"""`imagen-video demo`."""
+
+import json
+import pathlib
+
+from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.errors import UserError
+
+TEXT = "Train the seven mini stages on the embedded data set and sample videos."
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=None, help="training time for all stages")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(arguments, _) -> None:
+    from imagen_video_jax.demo import DEFAULT_MINUTES, run
+
+    minutes = DEFAULT_MINUTES if arguments.minutes is None else arguments.minutes
+    if not minutes > 0:
+        raise UserError(f"--minutes must be above 0, got {minutes:g}")
+    use_compilation_cache()
+    print(json.dumps(run(pathlib.Path(arguments.out), minutes=minutes, seed=arguments.seed), indent=2))

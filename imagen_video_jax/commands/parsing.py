@@ -1,0 +1,23 @@
+"""What commands read from their arguments: lines of a file, numbers per stage."""
+
+import pathlib
+
+from imagen_video_jax.errors import UserError
+
+
+def lines(path: str) -> list[str]:
+    """The non-empty lines of a prompt file."""
+    try:
+        found = [line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from None
+    if not found:
+        raise UserError(f"{path} holds no prompt; one a line is expected")
+    return found
+
+
+def numbers(name: str, text: str | None, kind) -> tuple:
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError(f"{name} must be a number, or one per stage with commas, got {text!r}") from None

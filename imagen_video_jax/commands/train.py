@@ -1,0 +1,29 @@
+"""`imagen-video train`."""
+
+import pathlib
+
+from imagen_video_jax.commands.process import stop_on_sigterm, use_compilation_cache
+from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
+
+TEXT = "Train one stage; run again to go on where it stopped."
+TAKES_FIELDS = True  # --config.FIELD=VALUE
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:SCALE]", help="e.g. experiments/base_16f_24x40.py:mini"
+    )
+    parser.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl, TensorBoard events, samples")
+    parser.epilog = "Any field of the config is set as --config.FIELD=VALUE, e.g. --config.steps=100 --config.data=DIR."
+
+
+def run(arguments, overrides: list[str]) -> int:
+    from imagen_video_jax import configs
+    from imagen_video_jax.training.loop import train
+
+    use_compilation_cache()
+    workdir = pathlib.Path(arguments.workdir)
+    config = configs.with_data(configs.training(arguments.config, overrides), workdir)
+    with stop_on_sigterm() as should_stop:
+        train(config, workdir, should_stop=should_stop)
+        return STOPPED_AFTER_SAVING if should_stop() else DONE

@@ -18,6 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--vocabulary", default="", metavar="FILE", help="T5: spiece.model")
     parser.add_argument("--max-length", type=int, default=0, metavar="N", help="tokens a prompt is cut to")
     parser.add_argument("--out", metavar="DIR", help="embedding cache; several processes may fill one")
+    parser.add_argument("--beam", metavar="OPTIONS", help="with --data: as an Apache Beam pipeline with these options")
     parser.add_argument("--npz", metavar="FILE", help="arrays embeddings (N, L, D) and mask (N, L)")
 
 
@@ -31,14 +32,21 @@ def run(arguments, _) -> None:
         raise UserError("give one of --data, --prompts and --ids, and one of --out DIR and --npz FILE")
     if (data and npz) or (ids and out):
         raise UserError("--data goes into --out DIR, --ids go into --npz FILE")
+    if arguments.beam is not None and not data:
+        raise UserError("--beam embeds --data DIR; prompts and token numbers are embedded on one machine")
     if arguments.max_length < 0:
         raise UserError(f"--max-length must be at least 1, got {arguments.max_length}")
+    config = EncoderConfig(arguments.encoder, arguments.weights, arguments.vocabulary, arguments.max_length)
+    if arguments.beam is not None:
+        from imagen_video_jax.data import beam_pipelines
+
+        count = beam_pipelines.embed(data, pathlib.Path(out), config, arguments.beam)
+        print(f"{out}: {count} captions embedded by the pipeline")
+        return
     lines = parsing.lines(prompts) if prompts else None
     use_compilation_cache()
     share = distributed.start()
-    encoder = open_encoder(
-        EncoderConfig(arguments.encoder, arguments.weights, arguments.vocabulary, arguments.max_length)
-    )
+    encoder = open_encoder(config)
     if out:
         if data:
             count = embed_captions.embed_data(data, pathlib.Path(out), encoder, share=share)

@@ -26,6 +26,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="files at once; default one per CPU")
     for name, text in NUMBERS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help='examine the files in an Apache Beam pipeline, e.g. --beam="--runner=FlinkRunner"',
+    )
     parser.add_argument("--require-captions", action="store_true", help="drop what has no caption")
 
 
@@ -44,10 +49,20 @@ def run(arguments, _) -> None:
     source = arguments.source
     if source.partition(":")[0] == "motion_shapes" and not pathlib.Path(source).exists():
         source = str(rendered(source.partition(":")[2] or "tiny", "train"))
+    elsewhere = None
+    if arguments.beam is not None:
+        from imagen_video_jax.data.beam_pipelines import examiner
+
+        elsewhere = examiner(arguments.beam)
     try:
         with progress_of("preparing") as progress:
             statistics = prepare(
-                source, pathlib.Path(arguments.out), settings, workers=arguments.workers, progress=progress
+                source,
+                pathlib.Path(arguments.out),
+                settings,
+                workers=arguments.workers,
+                progress=progress,
+                elsewhere=elsewhere,
             )
     except OSError as error:
         raise UserError(f"{arguments.out}: {error.strerror or error}; run the same command again", FAILED) from None

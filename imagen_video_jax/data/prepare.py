@@ -32,8 +32,8 @@ from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS
 QUARANTINE = "quarantine.jsonl"
 _WORK = ".prepare"
 
-
-Mapper = Callable[[Callable, Iterable], Iterator]
+# Examines numbered examples of a source somewhere else, and leaves their verdicts in journals of the work folder.
+Elsewhere = Callable[[str, list[int], PrepareSettings, pathlib.Path], None]
 
 
 def prepare(
@@ -43,7 +43,7 @@ def prepare(
     *,
     workers: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    mapper: Mapper | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> dict:
     """Prepares a source into `out` and returns the statistics (see the head of this file).
 
@@ -51,7 +51,7 @@ def prepare(
       source: anything that `data/sources.py` reads.
       workers: files examined at once, by default one per CPU.
       progress: called with (what is being done, how many are, of how many).
-      mapper: in place of `workers`: (function, items) -> results in any order.
+      elsewhere: what examines the files first, on other machines (data/beam_pipelines.py); what it leaves is done here.
 
     Raises:
       UserError: nothing to read there; `out` holds another data set; with exit code 4 no file was good.
@@ -65,8 +65,9 @@ def prepare(
         _check_same(out, work, source, settings)
         listing = list_source(source)
         _check_readable(source, listing)
-        mapper = mapper or _threads(workers or os.cpu_count() or 1)
-        verdicts = _examine_all(listing, settings, work, mapper, progress)
+        if elsewhere and (missing := _without_verdict(listing, work)):
+            elsewhere(source, [example.id for example in missing], settings, work)
+        verdicts = _examine_all(listing, settings, work, workers or os.cpu_count() or 1, progress)
         entries, problems, duplicates = _plan(source, listing, verdicts)
         storage.write_text(out / QUARANTINE, "".join(json.dumps(problem.row()) + "\n" for problem in problems))
         parts = {"train": [], "validation": []}
@@ -130,42 +131,48 @@ def _is_media(problem: Problem) -> bool:
 # Step 1.
 
 
-def _threads(workers: int) -> Mapper:
-    """Threads, each of which waits for a decoding process of its own."""
-
-    def run(function, items):
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            try:
-                futures = [pool.submit(function, item) for item in items]
-                for future in concurrent.futures.as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    return run
-
-
-def _examine_all(listing, settings, work, mapper, progress) -> dict[int, Verdict]:
-    """{number of the example: verdict}, from the journal where the file is still as it was."""
+def _examine_all(listing, settings, work, workers, progress) -> dict[int, Verdict]:
+    """{number of the example: verdict}, from the journals where the file is still as it was."""
+    verdicts, missing = _known_verdicts(listing, work), _without_verdict(listing, work)
     journal = work / "journal.jsonl"
-    known = _read_journal(journal)
-    stamps = {example.id: _stamp(example) for example in listing.examples}
-    verdicts = {
-        example.id: known[key]
-        for example in listing.examples
-        if (key := (str(example.path), stamps[example.id])) in known and _still_there(known[key], work)
-    }
-    missing = [example for example in listing.examples if example.id not in verdicts]
     _end_last_line(journal)
     with open(journal, "a", encoding="utf-8") as file:
-        for example, verdict in mapper(lambda example: (example, examine(example, settings, work)), missing):
-            row = {"path": str(example.path), "stamp": stamps[example.id]} | dataclasses.asdict(verdict)
-            file.write(json.dumps(row) + "\n")
+        for example, row in _in_threads(lambda example: examined_row(example, settings, work), missing, workers):
+            file.write(row)
             file.flush()
-            verdicts[example.id] = verdict
+            verdicts[example.id] = Verdict.from_json(json.loads(row))
             progress("examining files", len(verdicts), len(listing.examples))
     return verdicts
+
+
+def examined_row(example: Example, settings: PrepareSettings, work: pathlib.Path) -> str:
+    """Examines one example: its line of a journal."""
+    stamp = _stamp(example)  # before it is read: what is written later is another file
+    verdict = examine(example, settings, work)
+    return json.dumps({"path": str(example.path), "stamp": stamp} | dataclasses.asdict(verdict)) + "\n"
+
+
+def _in_threads(function: Callable, items: Iterable, workers: int) -> Iterator[tuple]:
+    """(item, result) in any order, from threads that each wait for a decoding process of their own."""
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            futures = {pool.submit(function, item): item for item in items}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _known_verdicts(listing: Listing, work: pathlib.Path) -> dict[int, Verdict]:
+    known = _read_journals(work)
+    keys = {example.id: (str(example.path), _stamp(example)) for example in listing.examples}
+    return {number: known[key] for number, key in keys.items() if key in known and _still_there(known[key], work)}
+
+
+def _without_verdict(listing: Listing, work: pathlib.Path) -> list[Example]:
+    known = _known_verdicts(listing, work)
+    return [example for example in listing.examples if example.id not in known]
 
 
 def _stamp(example: Example) -> str:
@@ -182,9 +189,9 @@ def _still_there(verdict: Verdict, work: pathlib.Path) -> bool:
     return all(not clip.stored or (work / clip.stored).exists() for clip in verdict.clips)
 
 
-def _read_journal(journal: pathlib.Path) -> dict[tuple[str, str], Verdict]:
+def _read_journals(work: pathlib.Path) -> dict[tuple[str, str], Verdict]:
     known = {}
-    if journal.exists():
+    for journal in sorted(work.glob("journal*.jsonl")):
         for line in journal.read_bytes().splitlines():
             try:
                 row = json.loads(line)

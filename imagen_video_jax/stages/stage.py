@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from typing import NamedTuple
 
 import chex
 import jax
@@ -159,6 +160,17 @@ class Conditions:
 jax.tree_util.register_dataclass(Conditions)
 
 
+class Noised(NamedTuple):
+    """A training batch at its noise levels: z = alpha x + sigma eps, and what conditions the network."""
+
+    x: jax.Array
+    eps: jax.Array
+    z: jax.Array
+    time_B: jax.Array
+    logsnr_B: jax.Array
+    conditions: Conditions
+
+
 class Stage:
     """A stage as pure functions of a parameter tree."""
 
@@ -192,15 +204,41 @@ class Stage:
     # Training.
 
     def loss(self, params, batch: Batch, key: jax.Array, slot_B: jax.Array | None = None, slots: int | None = None):
-        """Loss and log-SNR per example, ([B], [B]).
+        """Loss and log-SNR per example, ([B], [B]); arguments as of `noised`."""
+        config = self.config
+        noised = self.noised(batch, key, slot_B, slots)
+        loss_B = diffusion_loss(
+            output=self.predict(params, noised.z, noised.logsnr_B, noised.conditions),
+            prediction=config.prediction,
+            z=noised.z,
+            x=noised.x,
+            eps=noised.eps,
+            logsnr_B=noised.logsnr_B,
+            weighting=config.weighting,
+            sigmoid_bias=config.sigmoid_bias,
+        )
+        return loss_B, noised.logsnr_B
+
+    def noised(
+        self,
+        batch: Batch,
+        key: jax.Array,
+        slot_B: jax.Array | None = None,
+        slots: int | None = None,
+        *,
+        text_drop: float | None = None,
+        time=lambda uniform_B: uniform_B,
+    ) -> Noised:
+        """A batch as the network sees it in training.
 
         Args:
           batch: clips of this stage's output size or of another that its network takes (a bucket), or images (T = 1).
           key: of this step.
           slot_B, slots: number of each example in the global batch, and the global batch's size, where `batch` is a
             part of it; noise and times are then those of the whole.
+          text_drop: share of examples without text, where not the configured one.
+          time: from uniform numbers in [0, 1) to times of the schedule.
         """
-        config = self.config
         B, T, H, W, _ = batch.video_BTHWC.shape
         chex.assert_shape(batch.video_BTHWC, (B, T, None, None, 3))
         slot_B = jnp.arange(B) if slot_B is None else slot_B
@@ -213,23 +251,11 @@ class Stage:
         x = self._crop(x, draw("crop"))
         # Stratified times: each slot draws from its own part of [0, 1], rotated by one offset per step.
         offset = jax.random.uniform(named_key(key, "time"))
-        time_B = jnp.mod(offset + slot_B / slots, 1.0)
-        logsnr_B = config.schedule.logsnr(time_B)
+        time_B = time(jnp.mod(offset + slot_B / slots, 1.0))
+        logsnr_B = self.config.schedule.logsnr(time_B)
         eps = normal(draw("noise"), x.shape[1:])
         z = gaussian.diffuse(x=x, eps=eps, logsnr=gaussian.expand(logsnr_B, x))
-        conditions = self._training_conditions(batch, x, draw)
-        output = self.predict(params, z, logsnr_B, conditions)
-        loss_B = diffusion_loss(
-            output=output,
-            prediction=config.prediction,
-            z=z,
-            x=x,
-            eps=eps,
-            logsnr_B=logsnr_B,
-            weighting=config.weighting,
-            sigmoid_bias=config.sigmoid_bias,
-        )
-        return loss_B, logsnr_B
+        return Noised(x, eps, z, time_B, logsnr_B, self._training_conditions(batch, x, draw, text_drop))
 
     def _crop(self, x_BTHWC, keys_B):
         if self.config.crop is None:
@@ -243,9 +269,10 @@ class Stage:
         )(keys_B)
         return frames.crop(x_BTHWC, corner_B2[:, 0] * step, corner_B2[:, 1] * step, height, width)
 
-    def _training_conditions(self, batch: Batch, x_BTHWC, draw) -> Conditions:
+    def _training_conditions(self, batch: Batch, x_BTHWC, draw, text_drop: float | None = None) -> Conditions:
         config = self.config
-        drop_B = jax.vmap(lambda key: jax.random.uniform(key) < config.text_drop)(draw("text"))
+        share = config.text_drop if text_drop is None else text_drop
+        drop_B = jax.vmap(lambda key: jax.random.uniform(key) < share)(draw("text"))
         text_BLD, text_mask_BL = conditioning.drop_text(batch.text_BLD, batch.text_mask_BL, drop_B)
         if config.kind == "base":
             return Conditions(text_BLD, text_mask_BL, batch.fps_B)

@@ -30,7 +30,7 @@ from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, identity
 from imagen_video_jax.training.state import TrainState, abstract_state, initial_state, shardings_of
-from imagen_video_jax.training.step import StepConfig, batch_loss, make_train_step
+from imagen_video_jax.training.step import OWN_LOSS, Objective, StepConfig, batch_loss, loss_of, make_train_step
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.frames import to_uint8
 
@@ -99,21 +99,29 @@ class TrainConfig:
             dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
 
 
-def train(config: TrainConfig, workdir: pathlib.Path, *, should_stop: Callable[[], bool] = lambda: False) -> TrainState:
+def train(
+    config: TrainConfig,
+    workdir: pathlib.Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    objective: Objective = OWN_LOSS,
+) -> TrainState:
     """Trains until `steps` (or the time budget), resuming from the newest good checkpoint in `workdir`.
 
     When `should_stop()` becomes true the run ends after the step in flight, saved.
     """
     workdir = storage.writable_folder(workdir)
     with storage.directory_lock(workdir):
-        return _Run(config, workdir, should_stop).run()
+        return _Run(config, workdir, should_stop, objective).run()
 
 
 class _Run:
     """What one call of `train` holds while it lasts."""
 
-    def __init__(self, config: TrainConfig, workdir: pathlib.Path, should_stop: Callable[[], bool]):
-        self.config, self.workdir, self.should_stop = config, workdir, should_stop
+    def __init__(
+        self, config: TrainConfig, workdir: pathlib.Path, should_stop: Callable[[], bool], objective: Objective
+    ):
+        self.config, self.workdir, self.should_stop, self.objective = config, workdir, should_stop, objective
         self.checkpoints = workdir / "checkpoints"
         self.meta = self._find_start()
         self.mesh = partitioning.make_mesh(config.mesh)
@@ -171,7 +179,7 @@ class _Run:
             trees = {name: getattr(abstract, name) for name in ("params", "ema", "optimizer")}
             restored = {name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()}
             step = jax.device_put(jnp.asarray(self.meta["step"], jnp.int32), abstract.step.sharding)
-            return TrainState(step=step, **restored)
+            return TrainState(step=step, frozen=self.objective.frozen(self.mesh), **restored)
         init = jax.jit(
             lambda key: initial_state(self.stage, direction(self.config.optimizer), key),
             out_shardings=shardings_of(abstract),
@@ -179,11 +187,12 @@ class _Run:
             compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
         )
         state = init(named_key(self.key, "init"))
-        if self.config.init_from:
+        if self.objective.start:
+            state = _starting_from(self.objective.start(abstract.params), state)
+        elif self.config.init_from:
             path = checkpoint.require_newest(pathlib.Path(self.config.init_from))
-            params = checkpoint.restore(path, "ema", abstract.params)
-            state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
-        return state
+            state = _starting_from(checkpoint.restore(path, "ema", abstract.params), state)
+        return dataclasses.replace(state, frozen=self.objective.frozen(self.mesh))
 
     def _check_divisible(self) -> None:
         divisor = partitioning.batch_divisor(self.mesh) * self.config.step.accumulate
@@ -241,7 +250,7 @@ class _Run:
     # One step.
 
     def _jit_step(self) -> Callable:
-        step = make_train_step(self.stage, self.config.optimizer, self.config.step)
+        step = make_train_step(self.stage, self.config.optimizer, self.config.step, self.objective)
 
         def traced(*args):
             with partitioning.activate(self.mesh):
@@ -312,14 +321,16 @@ class _Run:
         """Mean loss of the EMA weights over the validation clips, with fixed noise."""
         if not hasattr(self, "_evaluate"):
             self._evaluate = jax.jit(
-                lambda params, batch, key: batch_loss(self.stage, params, {"video": batch}, key, self.config.step)[1]
+                lambda params, frozen, batch, key: batch_loss(
+                    loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
+                )[1]
             )
         rows, key = [], jax.random.key(0)
         with self._evaluation_batches(
             self.validation, max(self.config.batch_size, 1), self.config.stage.train_frames
         ) as batches:
             for number, batch in enumerate(batches):
-                rows.append(self._evaluate(state.ema, batch, jax.random.fold_in(key, number)))
+                rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
         return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
 
     def _write_samples(self, state: TrainState, step: int) -> None:
@@ -351,3 +362,7 @@ class _Run:
         if skipped:
             path, reason = next(iter(skipped.items()))
             print(f"{len(skipped)} unreadable files were skipped, the first: {path}: {reason}")
+
+
+def _starting_from(params, state: TrainState) -> TrainState:
+    return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))

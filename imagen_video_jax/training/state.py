@@ -15,12 +15,14 @@ from imagen_video_jax.stages.stage import Stage
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step (updates done, int32 scalar), params, ema (of params) and optimizer (optax's state)."""
+    """step (updates done, int32 scalar), params, ema (of params), optimizer (optax's state), and `frozen`, what the
+    objective reads and no update changes (a teacher's weights; not part of a checkpoint)."""
 
     step: jax.Array
     params: Params
     ema: Params
     optimizer: optax.OptState
+    frozen: Params = dataclasses.field(default_factory=dict)
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:

@@ -30,31 +30,58 @@ class StepConfig:
     accumulate: int = 1
 
 
-def make_train_step(stage: Stage, optimizer: OptimizerConfig, config: StepConfig) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a run minimises and where it starts; by default the stage's own loss, from fresh weights.
+
+    Attributes:
+      loss: (stage, params, frozen, batch, key, slot_B, slots) -> (loss_B, logsnr_B), see `Stage.loss`.
+      frozen: mesh -> what the loss reads and no update changes: a teacher's weights (`TrainState.frozen`).
+      start: abstract params -> params to start from; None for fresh ones.
+    """
+
+    loss: Callable = lambda stage, params, frozen, *rest: stage.loss(params, *rest)
+    frozen: Callable = lambda mesh: {}
+    start: Callable | None = None
+
+
+OWN_LOSS = Objective()
+
+
+def make_train_step(
+    stage: Stage, optimizer: OptimizerConfig, config: StepConfig, objective: Objective = OWN_LOSS
+) -> Callable:
     """Builds the step; jit it with the state donated."""
     update_direction = direction(optimizer)
 
     def train_step(state: TrainState, batches: dict[str, Batch], key: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = gradients_of(stage, state.params, batches, key, config)
+        (loss, metrics), gradients = gradients_of(
+            loss_of(stage, objective, state.frozen), state.params, batches, key, config
+        )
         updates, optimizer_state = update_direction.update(gradients, state.optimizer, state.params)
         rate = learning_rate(optimizer, state.step, progress)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
         metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradients), "learning_rate": rate}
-        return TrainState(state.step + 1, params, ema, optimizer_state), metrics
+        return TrainState(state.step + 1, params, ema, optimizer_state, state.frozen), metrics
 
     return train_step
 
 
-def batch_loss(stage: Stage, params, batches: dict[str, Batch], key, config: StepConfig, part=None):
-    """(loss, metrics) of a step's batches; `part` = (index, parts) of a global batch under accumulation."""
+def loss_of(stage: Stage, objective: Objective, frozen) -> Callable:
+    """(params, batch, key, slot_B, slots) -> (loss_B, logsnr_B)."""
+    return lambda params, *rest: objective.loss(stage, params, frozen, *rest)
+
+
+def batch_loss(loss: Callable, params, batches: dict[str, Batch], key, config: StepConfig, part=None):
+    """(loss, metrics) of a step's batches; `loss` as of `loss_of`; `part` = (index, parts) where accumulated."""
     total, metrics = 0.0, {}
     for kind, batch in batches.items():
         index, parts = (0, 1) if part is None else part
         B = batch.video_BTHWC.shape[0]
-        loss_B, logsnr_B = stage.loss(params, batch, named_key(key, kind), index * B + jnp.arange(B), parts * B)
+        loss_B, logsnr_B = loss(params, batch, named_key(key, kind), index * B + jnp.arange(B), parts * B)
         loss_B, logsnr_B = constrain(loss_B, "batch"), constrain(logsnr_B, "batch")
         valid_B = batch.valid_B.astype(jnp.float32)
         metrics[f"loss_{kind}"] = _mean(loss_B, valid_B)
@@ -69,10 +96,10 @@ def _mean(values_B, weights_B):
     return jnp.sum(values_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1.0)
 
 
-def gradients_of(stage: Stage, params, batches, key, config: StepConfig):
+def gradients_of(loss: Callable, params, batches, key, config: StepConfig):
     """((loss, metrics), gradients), accumulated over `config.accumulate` parts of the batch."""
     value_and_grad = jax.value_and_grad(
-        lambda params, part_batches, part: batch_loss(stage, params, part_batches, key, config, part), has_aux=True
+        lambda params, part_batches, part: batch_loss(loss, params, part_batches, key, config, part), has_aux=True
     )
     parts = config.accumulate
     if parts == 1:

@@ -63,9 +63,9 @@ def test_accumulated_gradients_are_the_gradients_of_the_whole_batch():
     params = jax.jit(stage.init)(jax.random.key(0))
     batches = {"image": jax.tree.map(jnp.asarray, batches_of(stage.config)["image"])}
     results = [
-        jax.jit(lambda p, b, parts=parts: gradients_of(stage, p, b, jax.random.key(1), StepConfig(accumulate=parts)))(
-            params, batches
-        )
+        jax.jit(
+            lambda p, b, parts=parts: gradients_of(stage.loss, p, b, jax.random.key(1), StepConfig(accumulate=parts))
+        )(params, batches)
         for parts in (1, 4)
     ]
     (loss, _), whole = results[0]

@@ -90,6 +90,13 @@ def training(name: str, scale: str) -> ConfigDict:
                 "guidance": {"tiny": 1.0, "mini": 1.0 if base else 0.0}.get(scale, 15.0 if guided else 6.0),
                 # A low value makes the weight oscillate (base and first two super-resolution stages); -1: constant.
                 "guidance_low": 1.0 if guided and scale in ("small", "paper") else -1.0,
+                "opening": 0.1,
+                "interval": (0.0, 1.0),
+                "rule": "cfg",
+                "apg_parallel": 0.0,
+                "apg_norm": 0.0,
+                "apg_momentum": -0.5,
+                "rescale": 0.0,
                 "clip": "dynamic",
                 "percentile": 99.5,
             },

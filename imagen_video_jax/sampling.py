@@ -17,7 +17,10 @@ from imagen_video_jax.video.files import read_video, write_video
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """What to sample. Attributes as the flags of `imagen-video sample`; empty steps and guidance: the stages' own."""
+    """What to sample. Attributes as the flags of `imagen-video sample`; what is empty is the stages' own.
+
+    `fields` are further fields of the samplers, (name, values), one value or one per stage that runs.
+    """
 
     prompts: tuple[str, ...]
     num: int = 1
@@ -25,6 +28,8 @@ class SampleRequest:
     batch: int = 4
     steps: tuple[int, ...] = ()
     guidance: tuple[float, ...] = ()
+    sampler: tuple[str, ...] = ()
+    fields: tuple[tuple[str, tuple], ...] = ()
     start_at: str | None = None
     stop_after: str | None = None
     input: str | None = None
@@ -127,12 +132,17 @@ def _check_negative(request: SampleRequest, cascade: Cascade, samplers: dict[int
         raise UserError("--negative acts through guidance, which is 0 in every stage that runs; raise --guidance")
 
 
+_FLAGS = {"steps": "steps", "guidance": "guidance", "name": "sampler"}
+
+
 def _samplers(request: SampleRequest, start: int, stop: int) -> dict[int, dict]:
     """Stage index -> changed sampler fields."""
     changes: dict[int, dict] = {index: {} for index in range(start, stop)}
-    for field, values in (("steps", request.steps), ("guidance", request.guidance)):
+    flags = (("steps", request.steps), ("guidance", request.guidance), ("name", request.sampler), *request.fields)
+    for field, values in flags:
         if len(values) not in (0, 1, stop - start):
-            raise UserError(f"--{field} takes one number or one per stage ({stop - start}), got {len(values)}")
+            flag = _FLAGS.get(field, f"set {field}")
+            raise UserError(f"--{flag} takes one value or one per stage ({stop - start}), got {len(values)}")
         for offset, index in enumerate(range(start, stop)):
             if values:
                 value = values[offset if len(values) > 1 else 0]

@@ -18,6 +18,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--num", type=int, default=1, help="videos per prompt")
     parser.add_argument("--steps", metavar="N[,N...]", help="network calls, for all stages or one number per stage run")
     parser.add_argument("--guidance", metavar="W[,W...]", help="guidance weight, likewise")
+    parser.add_argument("--sampler", metavar="NAME[,NAME...]", help="ddim, ancestral, dpmpp_2m or distilled, likewise")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE[,VALUE...]",
+        help="another field of the samplers, e.g. guidance_low=1, percentile=99, rule=apg, interval=0.2:0.8",
+    )
     parser.add_argument("--batch", type=int, default=4, help="videos sampled at once")
     parser.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
     parser.add_argument("--stop-after", metavar="STAGE")
@@ -44,6 +52,8 @@ def run(arguments, _) -> None:
         batch=arguments.batch,
         steps=numbers("--steps", arguments.steps, int),
         guidance=numbers("--guidance", arguments.guidance, float),
+        sampler=numbers("--sampler", arguments.sampler, str),
+        fields=tuple(map(_field, arguments.set)),
         start_at=arguments.start_at,
         stop_after=arguments.stop_after,
         input=arguments.input,
@@ -61,3 +71,21 @@ def _prompts(arguments) -> list[str]:
     if bool(arguments.prompt) == bool(arguments.prompts):
         raise UserError("give either --prompt TEXT or --prompts FILE")
     return arguments.prompt if arguments.prompt else lines(arguments.prompts)
+
+
+def _field(text: str) -> tuple[str, tuple]:
+    """`FIELD=VALUE[,VALUE...]` -> the field of SamplerConfig and its values."""
+    import difflib
+
+    from imagen_video_jax.diffusion.samplers import SamplerConfig
+
+    name, _, values = text.partition("=")
+    known = vars(SamplerConfig())
+    if name not in known or not values:
+        match = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise UserError(f"--set {text} is not FIELD=VALUE of a sampler field; did you mean {match[0]}?")
+    if name == "interval":
+        return name, tuple(numbers("--set interval", part.replace(":", ","), float) for part in values.split(","))
+    kind = float if known[name] is None else type(known[name])
+    read = numbers(f"--set {name}", values, kind)
+    return name, tuple(None if name == "guidance_low" and value < 0 else value for value in read)

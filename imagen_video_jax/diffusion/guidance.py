@@ -13,6 +13,41 @@ def guide(*, conditional, unconditional, weight):
     return (1.0 + weight) * conditional - weight * unconditional
 
 
+def projected(*, conditional, unconditional, weight, parallel: float, norm: float, momentum: float, before):
+    """Adaptive projected guidance  (Sadat et al. 2024): c + w (across + parallel along), and the difference for later.
+
+    The difference d = (c - u) + momentum * before is shortened to a root mean square of at most `norm` (0: any) and
+    split into its part along c, which makes colours loud, and the part across it. With parallel 1, no limit and no
+    momentum it is `guide`.
+    """
+    difference = conditional - unconditional + momentum * before
+    axes = tuple(range(1, difference.ndim))
+    d = difference
+    if norm:
+        size = jnp.sqrt(jnp.mean(jnp.square(d), axis=axes, keepdims=True))
+        d = d * jnp.minimum(1.0, norm / jnp.maximum(size, 1e-12))
+    along = jnp.sum(d * conditional, axis=axes, keepdims=True) * conditional
+    along = along / jnp.maximum(jnp.sum(jnp.square(conditional), axis=axes, keepdims=True), 1e-12)
+    return conditional + weight * (d + (parallel - 1.0) * along), difference
+
+
+def rescale(x, conditional, share: float):
+    """x with the standard deviation of the conditional estimate, by `share`  (Lin et al. 2023, section 3.4)."""
+    axes = tuple(range(1, x.ndim))
+    ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.maximum(jnp.std(x, axis=axes, keepdims=True), 1e-12)
+    return x * (share * ratio + (1.0 - share))
+
+
+def weights(*, guidance: float, low: float | None, opening: float, interval: tuple[float, float], steps: int):
+    """w at each step, float32 [steps]: constant or oscillating, 0 where the step's time is outside the interval."""
+    if low is None:
+        values = constant_weights(guidance, steps)
+    else:
+        values = oscillating_weights(guidance, low, steps, opening=opening)
+    times = np.linspace(1.0, 0.0, steps + 1)[:-1]
+    return np.where((times >= interval[0]) & (times <= interval[1]), values, np.float32(0.0))
+
+
 def constant_weights(weight: float, steps: int) -> np.ndarray:
     return np.full((steps,), weight, np.float32)
 

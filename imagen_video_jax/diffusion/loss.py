@@ -56,3 +56,11 @@ def diffusion_loss(*, output, prediction: str, z, x, eps, logsnr_B, weighting: s
         error = (output - x) / sigma
     v_mse_B = jnp.mean(jnp.square(error.astype(jnp.float32)), axis=tuple(range(1, z.ndim)))
     return weight_on_v_mse(weighting, logsnr_B, sigmoid_bias=sigmoid_bias) * v_mse_B
+
+
+def loss_to_x(*, output, prediction: str, z, x, logsnr_B, weighting: str):
+    """`diffusion_loss` to an x that z was not made of, a distillation target: eps is what z and x imply."""
+    eps = gaussian.eps_from_x(z=z, x=x, logsnr=gaussian.expand(logsnr_B, z))
+    return diffusion_loss(
+        output=output, prediction=prediction, z=z, x=x, eps=eps, logsnr_B=logsnr_B, weighting=weighting
+    )

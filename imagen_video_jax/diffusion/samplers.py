@@ -1,7 +1,13 @@
 """Samplers: a grid of noise levels, a step, and `lax.scan`. Steps are counted in network calls.
 
-`predict_x(z, logsnr, index) -> x` is the whole model: conditioning, guidance and clipping included; logsnr is a scalar
-and index the number of the step.
+    ddim       deterministic  (Song et al. 2021)
+    ancestral  the posterior of the process, with gamma between its two variances  (VDM section 2)
+    dpmpp_2m   deterministic, second order: DPM-Solver++(2M)  (Lu et al. 2022)
+    distilled  for students of progressive distillation: two DDIM steps in one, then one step of noise back
+               (Imagen Video section 2.7; Meng et al. 2022)
+
+`predict_x(z, logsnr, index, memory) -> (x, memory)` is the whole model: conditioning, guidance and clipping included;
+logsnr is a scalar, index the number of the step, and memory what guidance carries from one step to the next.
 """
 
 import dataclasses
@@ -13,7 +19,8 @@ import jax.numpy as jnp
 from imagen_video_jax.diffusion import gaussian
 from imagen_video_jax.diffusion.schedules import Schedule
 
-SAMPLERS = ("ddim", "ancestral")
+SAMPLERS = ("ddim", "ancestral", "dpmpp_2m", "distilled")
+RULES = ("cfg", "apg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +28,16 @@ class SamplerConfig:
     """How a stage is sampled.
 
     Attributes:
-      name: "ddim" (deterministic) or "ancestral".
+      name: one of SAMPLERS; "distilled" is for students, and only their own number of steps.
       steps: network calls.
       gamma: share of the upper bound in the ancestral variance, geometric interpolation (0 lower, 1 upper).
       guidance: weight w (0: off); with `guidance_low` the high value of an oscillation.
       guidance_low: None for a constant weight.
+      opening: share of the steps that start an oscillation with the high weight.
+      interval: times in [0, 1] (0 clean) between which guidance acts; outside, w is 0.
+      rule: "cfg" or "apg", adaptive projected guidance  (Sadat et al. 2024).
+      apg_parallel, apg_norm, apg_momentum: see guidance.projected; norm 0 is no limit.
+      rescale: share by which the guided estimate gets the conditional one's contrast back (Lin et al. 2023).
       clip: "static", "dynamic" or "none".
       percentile: of dynamic clipping.
     """
@@ -35,20 +47,33 @@ class SamplerConfig:
     gamma: float = 0.1
     guidance: float = 0.0
     guidance_low: float | None = None
+    opening: float = 0.1
+    interval: tuple[float, float] = (0.0, 1.0)
+    rule: str = "cfg"
+    apg_parallel: float = 0.0
+    apg_norm: float = 0.0
+    apg_momentum: float = -0.5
+    rescale: float = 0.0
     clip: str = "dynamic"
     percentile: float = 99.5
 
     def __post_init__(self):
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler.name must be one of {SAMPLERS}, got {self.name!r}")
+        choices = {"name": SAMPLERS, "rule": RULES, "clip": ("static", "dynamic", "none")}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"sampler.{field} must be one of {allowed}, got {getattr(self, field)!r}")
         if self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"sampler.gamma must be in [0, 1], got {self.gamma}")
-        if self.guidance < 0.0:
-            raise ValueError(f"sampler.guidance must be at least 0 (0 is off), got {self.guidance}")
-        if self.clip not in ("static", "dynamic", "none"):
-            raise ValueError(f"sampler.clip must be static, dynamic or none, got {self.clip!r}")
+        for field in ("gamma", "opening", "rescale"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ValueError(f"sampler.{field} must be in [0, 1], got {getattr(self, field)}")
+        for field in ("guidance", "guidance_low", "apg_norm"):
+            if (getattr(self, field) or 0.0) < 0.0:
+                raise ValueError(f"sampler.{field} must be at least 0 (0 is off), got {getattr(self, field)}")
+        if not -1.0 < self.apg_momentum < 1.0:
+            raise ValueError(f"sampler.apg_momentum must be in (-1, 1), got {self.apg_momentum}")
+        if not (len(self.interval) == 2 and 0.0 <= self.interval[0] < self.interval[1] <= 1.0):
+            raise ValueError(f"sampler.interval must be two rising times in [0, 1], got {self.interval}")
         if not 0.0 < self.percentile <= 100.0:
             raise ValueError(f"sampler.percentile must be in (0, 100], got {self.percentile}")
 
@@ -65,28 +90,58 @@ def ancestral(*, z_t, x, logsnr_t, logsnr_s, eps, gamma: float):
     return mean + jnp.sqrt(lower ** (1.0 - gamma) * upper**gamma) * eps
 
 
+def dpmpp_2m(*, z_t, x, x_before, logsnr_before, logsnr_t, logsnr_s):
+    """z_s = (sigma_s / sigma_t) z_t + (1 - exp((logsnr_t - logsnr_s) / 2)) alpha_s D, a DDIM step with D for x.
+
+    D = x + (x - x_before) h / (2 h_before) continues the line through the last two estimates; h are the steps in
+    log-SNR  (DPM-Solver++ algorithm 2).
+    """
+    ratio = (logsnr_s - logsnr_t) / (logsnr_t - logsnr_before)
+    return gaussian.ddim(z_t=z_t, x=x + 0.5 * ratio * (x - x_before), logsnr_t=logsnr_t, logsnr_s=logsnr_s)
+
+
+def distilled(*, z_t, x, logsnr_t, logsnr_s, logsnr_k, eps):
+    """A DDIM step from t to k, twice as far as s, then forward noise from k back to s  (t > s > k)."""
+    z_k = gaussian.ddim(z_t=z_t, x=x, logsnr_t=logsnr_t, logsnr_s=logsnr_k)
+    return gaussian.diffuse_from(z_s=z_k, eps=eps, logsnr_s=logsnr_k, logsnr_t=logsnr_s)
+
+
 def sample(
-    predict_x: Callable[..., jax.Array],
+    predict_x: Callable[..., tuple[jax.Array, jax.Array | None]],
     *,
     noise: jax.Array,
     noise_at: Callable[[jax.Array], jax.Array],
     logsnrs: jax.Array,
     config: SamplerConfig,
+    memory: jax.Array | None = None,
 ) -> jax.Array:
     """Runs the sampler from `noise` down the grid `logsnrs`; returns the last estimate of x.
 
-    Args: noise_at(index) gives the fresh noise of a step of a stochastic sampler, shaped like `noise`.
+    Args: noise_at(index) gives the fresh noise of a step of a stochastic sampler, shaped like `noise`; memory is what
+    predict_x gets at the first step.
     """
     steps = logsnrs.shape[0] - 1
 
-    def step(z, inputs):
-        index, logsnr_t, logsnr_s = inputs
-        x = predict_x(z, logsnr_t, index)
+    def step(carry, inputs):
+        z, x_before, memory = carry
+        index, logsnr_before, logsnr_t, logsnr_s, logsnr_k = inputs
+        x, memory = predict_x(z, logsnr_t, index, memory)
         levels = dict(z_t=z, x=x, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
-        if config.name == "ddim":
-            return gaussian.ddim(**levels), None
-        return ancestral(**levels, eps=noise_at(index), gamma=config.gamma), None
+        if config.name == "ancestral":
+            z = ancestral(**levels, eps=noise_at(index), gamma=config.gamma)
+        elif config.name == "distilled":
+            z = distilled(**levels, logsnr_k=logsnr_k, eps=noise_at(index))
+        elif config.name == "dpmpp_2m":
+            x_before = jnp.where(index == 0, x, x_before)
+            z = dpmpp_2m(**levels, x_before=x_before, logsnr_before=logsnr_before)
+        else:
+            z = gaussian.ddim(**levels)
+        return (z, x if config.name == "dpmpp_2m" else x_before, memory), None
 
-    z, _ = jax.lax.scan(step, noise, (jnp.arange(steps - 1), logsnrs[: steps - 1], logsnrs[1:steps]))
+    # The first step has no level before it: any other value than its own will do, as x_before is x.
+    before = jnp.concatenate([logsnrs[:1] - 1.0, logsnrs])
+    inputs = (jnp.arange(steps - 1), before[: steps - 1], logsnrs[: steps - 1], logsnrs[1:steps], logsnrs[2:])
+    x_before = noise if config.name == "dpmpp_2m" else None
+    (z, _, memory), _ = jax.lax.scan(step, (noise, x_before, memory), inputs)
     # The last step goes to t = 0, where z is x: its estimate is the sample.
-    return predict_x(z, logsnrs[steps - 1], jnp.asarray(steps - 1))
+    return predict_x(z, logsnrs[steps - 1], jnp.asarray(steps - 1), memory)[0]

@@ -201,6 +201,15 @@ class Stage:
             output += conditioning.denoise(conditions.low_BTHWC, logsnr_B=conditions.low_logsnr_B)
         return output
 
+    def estimate(self, params, z_BTHWC, logsnr_B, conditions: Conditions) -> jax.Array:
+        """The estimate of x at one noise level per example."""
+        return gaussian.x_from_prediction(
+            self.config.prediction,
+            z=z_BTHWC,
+            output=self.predict(params, z_BTHWC, logsnr_B, conditions),
+            logsnr=gaussian.expand(logsnr_B, z_BTHWC),
+        )
+
     # Training.
 
     def loss(self, params, batch: Batch, key: jax.Array, slot_B: jax.Array | None = None, slots: int | None = None):
@@ -335,14 +344,22 @@ class Stage:
             keys = jax.vmap(lambda key: jax.random.fold_in(named_key(key, "step"), index))(keys_B)
             return normal(keys, shape)
 
+        weights_S = guidance.weights(
+            guidance=sampler.guidance,
+            low=sampler.guidance_low,
+            opening=sampler.opening,
+            interval=sampler.interval,
+            steps=sampler.steps,
+        )
         return samplers.sample(
             functools.partial(
-                self._guided_x, params, conditions, conditions.unconditional(negative), self._weights(sampler), sampler
+                self._guided_x, params, conditions, conditions.unconditional(negative), weights_S, sampler
             ),
             noise=noise_at("start"),
             noise_at=fresh_noise,
             logsnrs=samplers.grid(config.schedule, sampler.steps),
             config=sampler,
+            memory=jnp.zeros((B, *shape)) if sampler.rule == "apg" else None,
         )
 
     def sample_from_batch(self, params, batch: Batch, seed: int = 0) -> jax.Array:
@@ -368,28 +385,52 @@ class Stage:
         eps = normal(jax.vmap(lambda key: named_key(key, "augmentation"))(keys_B), low_BTHWC.shape[1:])
         return self._with_low(text_BLD, text_mask_BL, fps_B, low_BTHWC, low_logsnr_B, eps)
 
-    @staticmethod
-    def _weights(sampler: SamplerConfig):
-        if sampler.guidance_low is not None:
-            return guidance.oscillating_weights(sampler.guidance, sampler.guidance_low, sampler.steps)
-        return guidance.constant_weights(sampler.guidance, sampler.steps)
-
-    def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index):
-        """The estimate of x at one noise level: guided in one doubled batch where w is not 0, then clipped."""
-        prediction = self.config.prediction
+    def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index, memory):
+        """The estimate of x at one noise level, guided and clipped, and what guidance remembers of it."""
+        weight = jnp.asarray(weights_S)[index]
         if not weights_S.any():
-            output = self.predict(params, z, jnp.full((z.shape[0],), logsnr), conditions)
-            x = gaussian.x_from_prediction(prediction, z=z, output=output, logsnr=logsnr)
+            x = self.estimate(params, z, jnp.full((z.shape[0],), logsnr), conditions)
         else:
-            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, opposite)
-            doubled = jnp.concatenate([z, z])
-            output = self.predict(params, doubled, jnp.full((doubled.shape[0],), logsnr), both)
-            conditional, unconditional = jnp.split(
-                gaussian.x_from_prediction(prediction, z=doubled, output=output, logsnr=logsnr), 2
+            guided = functools.partial(self._guided, params, conditions, opposite, sampler)
+            if weights_S.all():
+                x, memory = guided(weight, z, logsnr, memory)
+            else:
+                # Steps without guidance cost one network call, not two.
+                x, memory = jax.lax.cond(
+                    weight != 0.0,
+                    guided,
+                    lambda weight, z, logsnr, memory: (
+                        self.estimate(params, z, jnp.full((z.shape[0],), logsnr), conditions),
+                        memory,
+                    ),
+                    *(weight, z, logsnr, memory),
+                )
+        return clipped(x, sampler), memory
+
+    def _guided(self, params, conditions, opposite, sampler, weight, z, logsnr, memory):
+        """Guidance in one doubled batch: (x, memory)."""
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, opposite)
+        doubled = jnp.concatenate([z, z])
+        conditional, unconditional = jnp.split(
+            self.estimate(params, doubled, jnp.full((doubled.shape[0],), logsnr), both), 2
+        )
+        if sampler.rule == "apg":
+            x, memory = guidance.projected(
+                conditional=conditional,
+                unconditional=unconditional,
+                weight=weight,
+                parallel=sampler.apg_parallel,
+                norm=sampler.apg_norm,
+                momentum=sampler.apg_momentum,
+                before=memory,
             )
-            x = guidance.guide(
-                conditional=conditional, unconditional=unconditional, weight=jnp.asarray(weights_S)[index]
-            )
-        if sampler.clip == "none":
-            return x
-        return guidance.clip_static(x) if sampler.clip == "static" else guidance.clip_dynamic(x, sampler.percentile)
+        else:
+            x = guidance.guide(conditional=conditional, unconditional=unconditional, weight=weight)
+        return (guidance.rescale(x, conditional, sampler.rescale) if sampler.rescale else x), memory
+
+
+def clipped(x, sampler: SamplerConfig):
+    """x clipped as the sampler says."""
+    if sampler.clip == "none":
+        return x
+    return guidance.clip_static(x) if sampler.clip == "static" else guidance.clip_dynamic(x, sampler.percentile)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_video_jax.diffusion import gaussian, guidance, loss, samplers
+from imagen_video_jax.diffusion import gaussian, guidance, loss
 from imagen_video_jax.diffusion.schedules import Schedule, time_of_cosine
 
 TIMES = (0.63, 0.52, 0.41)  # t > m > s
@@ -150,36 +150,6 @@ def test_schedules_fall_from_one_end_of_their_range_to_the_other():
     close(Schedule(shift=2.0).logsnr(jnp.float64(0.5)) - Schedule().logsnr(jnp.float64(0.5)), 2.0)
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_a_perfect_denoiser_samples_x_in_exactly_that_many_calls(draw, name, steps):
-    x, calls = jnp.asarray(draw["x"]), []
-
-    def predict(z, logsnr, index):
-        jax.debug.callback(lambda i: calls.append(int(i)), index)
-        return x
-
-    result = samplers.sample(
-        predict,
-        noise=jnp.asarray(draw["eps"]),
-        noise_at=lambda i: jnp.zeros_like(x),
-        logsnrs=samplers.grid(Schedule(), steps),
-        config=samplers.SamplerConfig(name=name, steps=steps),
-    )
-    close(result, x)
-    jax.effects_barrier()
-    assert sorted(calls) == list(range(steps))
-
-
-def test_ancestral_with_gamma_0_and_1_has_the_two_bounds_of_the_variance(draw):
-    lt, ls, z, x = draw["lt"], draw["ls"], draw["z"], draw["x_hat"]
-    mean, lower = gaussian.posterior(z_t=z, x=x, logsnr_t=lt, logsnr_s=ls)
-    upper = gaussian.transition_variance(logsnr_t=lt, logsnr_s=ls)
-    for gamma, variance in ((0.0, lower), (1.0, upper)):
-        step = samplers.ancestral(z_t=z, x=x, logsnr_t=lt, logsnr_s=ls, eps=draw["eps"], gamma=gamma)
-        close(step - mean, jnp.sqrt(variance) * draw["eps"])
-
-
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.5, 100.0])
 def test_the_percentile_without_a_sort_is_numpys(percentile):
     x = np.random.default_rng(1).normal(size=(3, 8, 16, 16, 3)) * np.array([0.5, 1.0, 4.0]).reshape(3, 1, 1, 1, 1)
@@ -191,9 +161,3 @@ def test_the_percentile_without_a_sort_is_numpys(percentile):
     if percentile == 100.0:
         quiet = np.abs(x[0]).max()
         np.testing.assert_allclose(clipped[0], x[0] / max(quiet, 1.0), rtol=1e-5)
-
-
-def test_oscillating_weights_open_high_and_then_alternate():
-    weights = guidance.oscillating_weights(15.0, 1.0, 20, opening=0.1)
-    assert weights[:6].tolist() == [15, 15, 1, 15, 1, 15]
-    assert guidance.constant_weights(6.0, 3).tolist() == [6, 6, 6]

@@ -10,7 +10,7 @@ import pytest
 
 from imagen_video_jax.functional import parameter_count
 from imagen_video_jax.stages.stage import Conditions, Stage, StageConfig
-from tests.stages.stage_kinds import NAMES, random_batch, tiny
+from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
 
 
 def shaken(stage: Stage, seed=0):
@@ -170,6 +170,26 @@ def test_guidance_leads_away_from_the_negative_text():
     # Away from the prompt itself is nowhere.
     np.testing.assert_allclose(sample(text, 3.0), sample(None, 0.0), atol=1e-3)
     assert jnp.abs(sample(other, 3.0) - sample(None, 3.0)).max() > 0.01
+
+
+def test_projected_guidance_limited_to_all_times_is_plain_guidance_and_limited_to_none_is_none():
+    stage = Stage(smallest(NAMES[0]))
+    params, batch = shaken(stage), random_batch(stage.config, size=2)
+
+    def sample(**changes):
+        sampler = dataclasses.replace(stage.config.sampler, steps=3, clip="none", **changes)
+        given = dict(text_BLD=batch.text_BLD, text_mask_BL=batch.text_mask_BL, index_B=jnp.arange(2), seed=0)
+        return jax.jit(lambda params: stage.sample(params, **given, sampler=sampler))(params)
+
+    plain, off = sample(guidance=3.0), sample(guidance=0.0)
+    projected = sample(guidance=3.0, rule="apg", apg_parallel=1.0, apg_momentum=0.0)
+    np.testing.assert_allclose(projected, plain, atol=1e-3)
+    assert jnp.abs(plain - off).max() > 0.01
+    # Times of the calls are 1, 2/3 and 1/3: the interval lets the middle one be guided, or none.
+    middle, none = (sample(guidance=3.0, interval=interval) for interval in ((0.5, 0.9), (0.7, 0.9)))
+    np.testing.assert_allclose(none, off, atol=1e-4)
+    assert jnp.abs(middle - off).max() > 1e-3
+    assert jnp.abs(middle - plain).max() > 1e-3
 
 
 def test_the_loss_of_a_part_is_the_part_of_the_loss():

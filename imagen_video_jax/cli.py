@@ -4,11 +4,11 @@ import argparse
 import sys
 
 from imagen_video_jax import __version__
-from imagen_video_jax.commands import cascade, demo, embed, inspect, prepare, sample, train
+from imagen_video_jax.commands import cascade, demo, embed, evaluate, inspect, prepare, sample, train
 from imagen_video_jax.errors import DONE, UserError
 
 # In the order in which people need them.
-COMMANDS = (demo, prepare, inspect, embed, train, cascade, sample)
+COMMANDS = (demo, prepare, inspect, embed, train, cascade, sample, evaluate)
 
 
 class _Parser(argparse.ArgumentParser):

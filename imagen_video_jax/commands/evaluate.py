@@ -1,0 +1,66 @@
+"""`imagen-video evaluate`."""
+
+import json
+import pathlib
+import sys
+
+from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.errors import UserError
+
+TEXT = "Measure generated videos against real ones; run again to go on."
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--real", metavar="DIR", help="real videos: folder, manifest or prepared data set")
+    parser.add_argument("--generated", metavar="DIR", help="likewise the videos to measure")
+    parser.add_argument("--metrics", metavar="NAME[,NAME...]", help="an unknown name lists the known ones")
+    parser.add_argument("--json", action="store_true", help="one object on stdout, a number per metric")
+    parser.add_argument("--workdir", metavar="DIR", help="features are kept here; default: in the user cache")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip that the networks see")
+    parser.add_argument(
+        "--pool", type=int, default=100, help="captions among which R-precision looks for the right one"
+    )
+
+
+def run(arguments, _) -> None:
+    if not arguments.generated:
+        raise UserError("give --generated DIR, and --real DIR to compare with")
+    from imagen_video_jax.evaluation.metrics import check_names
+
+    names = check_names([name.strip() for name in (arguments.metrics or "").split(",") if name.strip()])
+    for flag in ("frames", "pool"):
+        if getattr(arguments, flag) < 2:
+            raise UserError(f"--{flag} must be at least 2, got {getattr(arguments, flag)}")
+    _show(_folders(arguments, names), arguments.json)
+
+
+def _folders(arguments, names: tuple[str, ...]) -> dict:
+    from imagen_video_jax import storage
+    from imagen_video_jax.data.default_set import progress_of
+    from imagen_video_jax.evaluation.features import FeatureStore
+    from imagen_video_jax.evaluation.folders import evaluate_folders
+    from imagen_video_jax.evaluation.metrics import METRICS
+    from imagen_video_jax.evaluation.networks import Weights, open_extractor
+
+    use_compilation_cache()
+    weights = Weights(frames=arguments.frames)
+    extractors = {name: open_extractor(name, weights) for name in dict.fromkeys(METRICS[n].features for n in names)}
+    folder = pathlib.Path(arguments.workdir) / "features" if arguments.workdir else storage.user_cache() / "features"
+    store = FeatureStore(storage.writable_folder(folder))
+    with progress_of("reading") as progress:
+        return evaluate_folders(
+            arguments.real, arguments.generated, names, extractors, store=store, pool=arguments.pool, progress=progress
+        )
+
+
+def _show(found: dict, as_json: bool) -> None:
+    for note in found["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        if isinstance(value, float):
+            low, high = found.get(f"{name}_interval", (None, None))
+            print(f"{name:24} {value:12.4f}" + ("" if low is None else f"   95%: {low:.4f} to {high:.4f}"))
+    print(f"{found['generated_videos']} generated videos, {found.get('real_videos', 0)} real ones")

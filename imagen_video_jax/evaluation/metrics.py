@@ -1,0 +1,213 @@
+"""The table of metrics: which features each needs and how a number, with its interval, comes of them.
+
+A number is one key of the result, its 95% interval another, `NAME_interval`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.evaluation import bootstrap, retrieval, steadiness
+from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples
+from imagen_video_jax.evaluation.judge import ATTRIBUTES, rate
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSet:
+    """What is known of a set of videos.
+
+    Attributes:
+      features: extractor -> an array [N, D] per video.
+      captions: one per video, "" where there is none.
+      labels: one per video: what a motion_shapes video is to show, {} where nobody knows.
+    """
+
+    features: Mapping[str, Sequence[np.ndarray]]
+    captions: Sequence[str] = ()
+    labels: Sequence[Mapping] = ()
+
+    def stacked(self, extractor: str) -> np.ndarray:
+        return np.concatenate(list(self.features[extractor]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A row of the table.
+
+    Attributes:
+      features: the extractor it reads.
+      compute: (name, Metric, real, generated, Options) -> keys and values.
+      better: "lower", "higher", or "" where the real videos' value is the aim.
+      text: what it is, for lists and reports.
+      needs_real, needs_captions, needs_labels: what it cannot do without.
+    """
+
+    features: str
+    compute: Callable
+    better: str
+    text: str
+    needs_real: bool = False
+    needs_captions: bool = False
+    needs_labels: bool = False
+
+
+@dataclasses.dataclass
+class Options:
+    """text: extractor -> (captions -> features); pool: captions per R-precision; notes: what a reader has to know."""
+
+    text: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    pool: int = 100
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+_BUDGET = 2e11  # floating-point operations for the interval of one distance: seconds on a laptop
+
+
+def _frechet(name: str, metric: Metric, real: VideoSet, generated: VideoSet, options: Options) -> dict:
+    videos = [[np.asarray(v, np.float64) for v in s.features[metric.features]] for s in (real, generated)]
+    sizes, width = [sum(map(len, one)) for one in videos], videos[0][0].shape[1]
+    if min(sizes) < 2:
+        raise UserError(f"{name} needs at least 2 videos in each set, got {sizes[0]} real and {sizes[1]} generated")
+    value = frechet_distance(*(Moments.of(np.concatenate(one)) for one in videos))
+    if min(sizes) < width + 1:
+        options.notes.append(
+            f"{name}: {min(sizes)} features are fewer than their {width} dimensions: the covariance is singular and "
+            "the distance biased upwards; compare it only with distances of sets of the same size"
+        )
+    few = min(sizes) <= width
+
+    def resampled(*chosen) -> float:
+        sets = [np.concatenate([one[i] for i in indices]) for one, indices in zip(videos, chosen)]
+        return frechet_of_samples(*sets) if few else frechet_distance(*map(Moments.of, sets))
+
+    cost = 2.0 * width * sizes[0] * sizes[1] if few else 2.0 * sum(sizes) * width**2 + 30 * width**3
+    resamples = int(np.clip(_BUDGET / cost, 10, 200))
+    counts = (len(videos[0]), len(videos[1]))
+    return {name: value, f"{name}_interval": bootstrap.distance_interval(value, resampled, counts, resamples=resamples)}
+
+
+def _kernel(kind) -> Callable:
+    def compute(name: str, metric: Metric, real: VideoSet, generated: VideoSet, options: Options) -> dict:
+        sets = [s.features[metric.features] for s in (real, generated)]
+        try:
+            distance = kind(*(np.concatenate(list(one)) for one in sets))
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+        value = distance()
+        rows = [np.repeat(np.arange(len(one)), [len(video) for video in one]) for one in sets]
+
+        def resampled(*chosen) -> float:
+            counts = [np.bincount(c, minlength=len(one))[r] for c, one, r in zip(chosen, sets, rows)]
+            return distance(*(count.astype(float) for count in counts))
+
+        sizes = (len(sets[0]), len(sets[1]))
+        cost = 2.0 * sum(len(r) for r in rows) ** 2
+        resamples = int(np.clip(_BUDGET / cost, 10, 200))
+        interval = bootstrap.distance_interval(value, resampled, sizes, resamples=resamples, lowest=None)
+        return {name: value, f"{name}_interval": interval}
+
+    return compute
+
+
+def _mean(column: int) -> Callable:
+    def compute(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
+        found = _described(name, generated.stacked(metric.features)[:, column])
+        if real is not None and metric.features in real.features:
+            found |= _described(f"{name}_real", real.stacked(metric.features)[:, column])
+        return found
+
+    return compute
+
+
+def _described(name: str, values_N: np.ndarray) -> dict:
+    return {name: float(np.mean(values_N)), f"{name}_interval": bootstrap.mean_interval(values_N)}
+
+
+def _similarity(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
+    texts = options.text[metric.features](list(generated.captions))
+    return _described(name, retrieval.similarity_scores(generated.features[metric.features], texts))
+
+
+def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
+    captions = list(generated.captions)
+    different = len(set(captions))
+    if different < 2:
+        raise UserError(f"{name} needs at least 2 different captions, got {different}")
+    pool = min(options.pool, different)
+    if pool < options.pool:
+        options.notes.append(
+            f"{name}: {different} different captions, so each is found among {pool}, not {options.pool}"
+        )
+    texts = options.text[metric.features](captions)
+    found = retrieval.r_precision(generated.features[metric.features], texts, captions, pool=pool)
+    return _described(name, found) | {f"{name}_pool": pool}
+
+
+def _judge(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
+    """Share of the videos in which the judge reads what the labels say, with Wilson intervals."""
+    readings = [dict(zip(ATTRIBUTES, row[0].astype(int))) for row in generated.features[metric.features]]
+    hits = [
+        {a: ATTRIBUTES[a][reading[a]] == label[a] for a in ATTRIBUTES if label.get(a)}
+        for reading, label in zip(readings, generated.labels)
+    ]
+    for hit in hits:
+        if {"colour", "shape", "motion"} <= set(hit):
+            hit["all"] = hit["colour"] and hit["shape"] and hit["motion"]
+    found = {}
+    for attribute in (*ATTRIBUTES, "all"):
+        values = [hit[attribute] for hit in hits if attribute in hit]
+        if values:
+            scored = rate(sum(values), len(values))
+            found |= {f"{name}_{attribute}": scored["accuracy"], f"{name}_{attribute}_interval": scored["interval"]}
+    return found
+
+
+_PIXEL_TEXTS = {
+    "colour_drift": "distance of the mean colour from the first frame's, grey levels",
+    "flicker": "jumps of the mean colour from frame to frame, grey levels",
+    "motion": "mean difference of neighbouring frames, grey levels",
+}
+METRICS: dict[str, Metric] = {
+    **{
+        name: Metric("pixels", _mean(column), "", _PIXEL_TEXTS[name])
+        for column, name in enumerate(steadiness.MEASURES)
+    },
+    "judge": Metric(
+        "judge", _judge, "higher", "share of motion_shapes attributes that the judge reads as asked", needs_labels=True
+    ),
+}  # fmt: skip
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once; UserError listing the known ones for a name that is none of them."""
+    for name in names:
+        if name not in METRICS:
+            match = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"did you mean {match[0]!r}? " if match else ""
+            raise UserError(f"unknown metric {name!r}; {hint}known are {', '.join(METRICS)}")
+    if not names:
+        raise UserError(f"name at least one metric; known are {', '.join(METRICS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def unable(name: str, real: VideoSet | None, generated: VideoSet) -> str | None:
+    """Why a metric cannot be had of these sets, or None."""
+    metric = METRICS[name]
+    if metric.needs_real and real is None:
+        return "needs real videos"
+    if metric.needs_captions and not (generated.captions and all(generated.captions)):
+        return "needs a caption for every generated video (captions.jsonl, samples.jsonl or .txt files beside them)"
+    if metric.needs_labels and not any(generated.labels):
+        return "needs motion_shapes labels of the generated videos (a captions.jsonl with colour, shape, motion)"
+    return None
+
+
+def measure(name: str, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
+    """Keys and values of one metric; UserError where the sets do not give it."""
+    if reason := unable(name, real, generated):
+        raise UserError(f"{name} {reason}")
+    metric = METRICS[name]
+    return metric.compute(name, metric, real, generated, options)

@@ -1,0 +1,169 @@
+"""`imagen-video evaluate --real DIR --generated DIR`: any folders of videos, numbers alone on stdout."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from imagen_video_jax.cli import main
+from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.evaluation import folders, video_folders
+from imagen_video_jax.evaluation.features import Extractor, FeatureStore
+from imagen_video_jax.video.files import write_video
+
+PIXELS = "colour_drift,flicker,motion"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Labelled clips, and others that are smaller and shorter."""
+    root = tmp_path_factory.mktemp("world")
+    write_motion_shapes(root / "real", clips=4, images=1, seed=0, frames=8, height=48, width=80, workers=1)
+    write_motion_shapes(root / "other", clips=3, images=0, seed=1, frames=6, height=24, width=40, workers=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def evaluate(*arguments) -> int:
+    return main(["evaluate", *map(str, arguments)])
+
+
+def measured(capsys, *arguments) -> dict:
+    capsys.readouterr()
+    assert evaluate(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_one_object_of_plain_numbers_is_alone_on_stdout(world, capsys):
+    found = measured(capsys, "--real", world / "real", "--generated", world / "other", "--metrics", PIXELS)
+    for name in PIXELS.split(","):
+        low, high = found[f"{name}_interval"]
+        assert isinstance(found[name], float)
+        assert low <= found[name] <= high
+    assert (found["real_videos"], found["generated_videos"]) == (4, 3)
+    assert any("48x80" in note and "24x40" in note for note in found["notes"])
+
+
+def test_frozen_frames_are_seen_without_any_weights(world, tmp_path, capsys):
+    (tmp_path / "frozen").mkdir()
+    for item in video_folders.list_videos(str(world / "real"), "real"):
+        first = item.read().frames_THWC[:1]
+        write_video(tmp_path / "frozen" / item.name.replace("clips/", ""), np.repeat(first, 8, axis=0), fps=24)
+    found = measured(capsys, "--real", world / "real", "--generated", tmp_path / "frozen", "--metrics", "motion")
+    assert found["motion"] < 0.1 < found["motion_real_interval"][0]
+
+
+def test_the_judge_reads_labelled_clips_and_names_what_it_lacks(world, tmp_path, capsys):
+    found = measured(capsys, "--generated", world / "real", "--metrics", "judge")
+    assert found["judge_colour"] == 1.0
+    (tmp_path / "bare").mkdir()
+    shutil.copy(next((world / "real" / "clips").glob("*.mp4")), tmp_path / "bare")
+    assert evaluate("--generated", tmp_path / "bare", "--metrics", "judge") == 2
+    assert "judge needs motion_shapes labels" in line_of(capsys)
+
+
+def line_of(capsys) -> str:
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("error: ")
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--generated", "{real}", "--metrics", "fdv"], "unknown metric 'fdv'"),
+        (["--generated", "{real}", "--metrics", ""], "name at least one metric; known are"),
+        (["--generated", "{real}"], "known are colour_drift"),
+        (["--real", "{real}", "--metrics", "motion"], "give --generated DIR"),
+        (["--generated", "{empty}", "--metrics", "motion"], "holds no videos"),
+        (["--generated", "{empty}/no", "--metrics", "motion"], "no such file or folder"),
+        (["--generated", "{real}/images", "--metrics", "motion"], "only 1 images"),
+        (["--generated", "{real}", "--metrics", "motion", "--frames", "0"], "--frames must be at least 2, got 0"),
+        (["--generated", "{real}", "--metrics", "motion", "--config.steps=1"], "--config.steps=1"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_exit_2(world, tmp_path, capsys, arguments, says):
+    (tmp_path / "empty").mkdir()
+    filled = [text.format(real=world / "real", empty=tmp_path / "empty") for text in arguments]
+    assert evaluate(*filled) == 2
+    assert says in line_of(capsys)
+
+
+def test_unreadable_videos_are_left_out_and_counted(world, tmp_path, capsys):
+    shutil.copytree(world / "other" / "clips", tmp_path / "some")
+    (tmp_path / "some" / "broken.mp4").write_bytes(b"no video at all")
+    capsys.readouterr()
+    assert evaluate("--generated", tmp_path / "some", "--metrics", "motion", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["generated_skipped"] == 1
+    assert printed.err.count("\n") == 1
+    assert "1 of 4 generated videos are left out, the first:" in printed.err
+    assert "broken.mp4" in printed.err
+    (tmp_path / "all").mkdir()
+    shutil.copy(tmp_path / "some" / "broken.mp4", tmp_path / "all")
+    assert evaluate("--generated", tmp_path / "all", "--metrics", "motion") == 4
+    assert "none of the 1 generated videos can be read" in line_of(capsys)
+
+
+def counting(calls, width=3, frames=4):
+    """An extractor that remembers what it was shown."""
+
+    def apply(video_THWC):
+        calls.append(video_THWC.shape)
+        return video_THWC.mean((0, 1, 2))[None, :width]
+
+    return Extractor("counting", "1", frames, apply)
+
+
+def test_a_killed_run_goes_on_and_no_video_is_read_twice(world, tmp_path):
+    calls, store = [], FeatureStore(tmp_path / "features")
+    items = video_folders.list_videos(str(world / "real"), "real")
+
+    class Killed(Exception):
+        pass
+
+    def kill(what, done, total):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        folders.read_set("real", items, {"counting": counting(calls)}, store, kill)
+    whole = folders.read_set("real", items, {"counting": counting(calls)}, store, lambda *_: None)
+    assert len(calls) == 4
+    assert [shape[0] for shape in calls] == [4] * 4
+    # The same content in another place is known.
+    shutil.copytree(world / "real", tmp_path / "copy")
+    again = video_folders.list_videos(str(tmp_path / "copy"), "real")
+    copied = folders.read_set("real", again, {"counting": counting(calls)}, store, lambda *_: None)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(whole.videos.stacked("counting"), copied.videos.stacked("counting"))
+    # A damaged array is made again, another network reads again.
+    next(store.folder.glob("counting*/*.npy")).write_bytes(b"half")
+    folders.read_set("real", items, {"counting": counting(calls)}, store, lambda *_: None)
+    assert len(calls) == 5
+    other = Extractor("counting", "2", 4, counting(calls).apply)
+    folders.read_set("real", items, {"counting": other}, store, lambda *_: None)
+    assert len(calls) == 9
+
+
+def test_features_that_are_not_finite_name_the_video(world, tmp_path):
+    nan = Extractor("nan", "1", 0, lambda video_THWC: np.full((1, 2), np.nan, np.float32))
+    items = video_folders.list_videos(str(world / "other"), "generated")
+    with pytest.raises(Exception, match=r"000000\.mp4: its nan features hold NaN"):
+        folders.read_set("generated", items, {"nan": nan}, FeatureStore(tmp_path), lambda *_: None)
+
+
+def test_a_folder_of_samples_holds_what_samples_jsonl_lists(world, tmp_path):
+    shutil.copytree(world / "other" / "clips", tmp_path / "out")
+    shutil.copytree(world / "other" / "clips", tmp_path / "out" / "stages" / "1_base")
+    assert len(video_folders.list_videos(str(tmp_path / "out"), "generated")) == 6
+    row = {"prompt": "a red  circle", "number": 0, "seed": 0, "path": "000001.mp4"}
+    (tmp_path / "out" / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    (item,) = video_folders.list_videos(str(tmp_path / "out"), "generated")
+    assert (item.name, item.caption) == ("000001.mp4", "a red circle")

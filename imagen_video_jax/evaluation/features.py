@@ -6,6 +6,7 @@ import io
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from imagen_video_jax import storage
@@ -49,6 +50,15 @@ def fit_frames(video_THWC: np.ndarray, frames: int) -> np.ndarray:
     """The first `frames` frames; a video that has fewer is slowed down evenly by showing frames again."""
     count = len(video_THWC)
     return video_THWC[:frames] if count >= frames else video_THWC[np.arange(frames) * count // frames]
+
+
+def fingerprint_of(params) -> str:
+    """A hash of weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def pixel_extractor() -> Extractor:

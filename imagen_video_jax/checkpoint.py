@@ -4,20 +4,26 @@
     FOLDER/STEP/meta.json        what the writer wants to remember (stage, data position, ...) and every array's shape
     FOLDER/STEP/manifest.json    size and sha256 of every file, written last
 
-A step appears by one rename after everything below it was synced, and is never rewritten. STEP is decimal; temporary
-names are not numbers. Orbax checks no array bytes, so a step counts only when its manifest verifies.
+A step is committed and chosen as `steps.py` says. Orbax checks no array bytes and syncs only some of its files, so a
+step counts only when its manifest verifies.
 """
 
+import contextlib
 import pathlib
-import shutil
-import sys
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
 
-from imagen_video_jax import storage
-from imagen_video_jax.errors import NO_CHECKPOINT, UserError
+from imagen_video_jax import steps, storage
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.steps import committed_steps, newest, require_newest, verify
 
+# Everything that is asked of a checkpoint, in one place.
+__all__ = [
+    "begin_save", "committed_steps", "describe", "flatten", "newest", "read_meta", "require_newest", "restore", "save",
+    "verify",
+]  # fmt: skip
 META = "meta.json"
 
 
@@ -28,61 +34,39 @@ def save(folder: pathlib.Path, step: int, trees: dict, meta: dict, *, keep: int 
       trees: name -> tree of arrays; any tree structure, stored flat by path.
       meta: JSON-serialisable.
     """
+    return begin_save(folder, step, trees, meta, keep=keep)()
+
+
+def begin_save(
+    folder: pathlib.Path, step: int, trees: dict, meta: dict, *, keep: int = 3
+) -> Callable[[], pathlib.Path]:
+    """The part of `save` that needs the arrays; they may be donated or deleted afterwards.
+
+    Returns the rest, which writes and commits and may run in another thread; the step counts when it has returned.
+    """
     target = folder / str(step)
     if target.exists():
+        return lambda: target
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(steps.committing(folder, step, keep=keep))
+        writers, shapes = [], {}
+        for name, tree in trees.items():
+            # Orbax copies the arrays off the devices before it returns. One writer a tree: a second save of the same
+            # writer would wait for the first.
+            writers.append(stack.enter_context(ocp.StandardCheckpointer()))
+            arrays = flatten(tree)
+            writers[-1].save(temporary.absolute() / name, arrays)
+            shapes[name] = {path: describe(leaf) for path, leaf in arrays.items()}
+        rest = stack.pop_all()
+
+    def commit() -> pathlib.Path:
+        with rest:
+            for writer in writers:
+                writer.wait_until_finished()
+            storage.write_json(temporary / META, {**meta, "step": step, "trees": shapes})
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    flat = {name: flatten(tree) for name, tree in trees.items()}
-    with storage.atomic_folder(target) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
-            for name, arrays in flat.items():
-                checkpointer.save(temporary.absolute() / name, arrays)
-            checkpointer.wait_until_finished()
-        shapes = {name: {path: describe(leaf) for path, leaf in arrays.items()} for name, arrays in flat.items()}
-        storage.write_json(temporary / META, {**meta, "step": step, "trees": shapes})
-        storage.write_manifest(temporary)
-    for old in committed_steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old), ignore_errors=True)
-    return target
 
-
-def committed_steps(folder: pathlib.Path) -> list[int]:
-    """Steps on disk, in order of number; not yet verified."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
-
-
-def newest(folder: pathlib.Path) -> pathlib.Path | None:
-    """The newest step that verifies, or None where there is no step at all.
-
-    Damaged files are named on stderr; UserError with exit code 5 when steps exist and none verifies.
-    """
-    steps = committed_steps(folder)
-    for step in reversed(steps):
-        problems = storage.damaged_files(folder / str(step))
-        if not problems:
-            return folder / str(step)
-        print(f"warning: checkpoint {folder / str(step)} is damaged: {'; '.join(problems[:3])}", file=sys.stderr)
-    if steps:
-        raise UserError(f"no usable checkpoint in {folder}: all of {steps} are damaged", NO_CHECKPOINT)
-    return None
-
-
-def require_newest(workdir: pathlib.Path) -> pathlib.Path:
-    """The newest good step of a training folder; UserError (exit code 5) when there is none."""
-    path = newest(workdir / "checkpoints")
-    if path is None:
-        raise UserError(f"no checkpoint in {workdir / 'checkpoints'}: train this stage first", NO_CHECKPOINT)
-    return path
-
-
-def verify(path: pathlib.Path) -> pathlib.Path:
-    """Returns a step's folder when its manifest verifies; UserError (exit code 5) naming the damaged files if not."""
-    problems = storage.damaged_files(path)
-    if problems:
-        raise UserError(f"checkpoint {path} is damaged: {'; '.join(problems[:3])}", NO_CHECKPOINT)
-    return path
+    return commit
 
 
 def read_meta(path: pathlib.Path) -> dict:

@@ -4,6 +4,7 @@ An atomic write is: temporary file beside the target, write, fsync, rename, fsyn
 content or the new content, never a part.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -183,39 +184,57 @@ def remembered(files: Sequence[pathlib.Path], what: str, compute: Callable[[], s
 
 def write_manifest(folder: pathlib.Path) -> None:
     """Writes `manifest.json`: size and sha256 of every file below `folder`, and a checksum of the manifest itself."""
-    files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
-    }
-    write_json(folder / MANIFEST, {"files": files, "sha256": _digest_of(files)})
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    files = dict(_in_threads(lambda name: (name, _facts(folder / name)), [n for n in names if n != MANIFEST]))
+    write_text(folder / MANIFEST, _manifest_text(files))
 
 
 def damaged_files(folder: pathlib.Path) -> list[str]:
     """One line per missing, cut, altered or unlisted file of a folder with a manifest; an empty list means intact."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-        if manifest["sha256"] != _digest_of(files):
+        text = (folder / MANIFEST).read_text()
+        files = json.loads(text)["files"]
+        # The exact bytes: a cut last character would still be JSON.
+        if text != _manifest_text(files):
             return [f"{MANIFEST}: its checksum does not match its content"]
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         return [f"{MANIFEST}: unreadable ({error})"]
-    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
-    problems = [f"{name}: not listed in {MANIFEST}" for name in sorted(found - set(files))]
-    for name, expected in sorted(files.items()):
-        if name not in found:
-            problems.append(f"{name}: missing")
-        elif (size := (folder / name).stat().st_size) != expected["size"]:
-            problems.append(f"{name}: {size} bytes, expected {expected['size']}")
-        elif sha256_file(folder / name) != expected["sha256"]:
-            problems.append(f"{name}: content differs from its sha256")
-    return problems
+    found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
+    links = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_symlink())
+    if links:
+        return [f"{name}: is a link" for name in links]
+    problems = [f"{name}: not listed in {MANIFEST}" for name in sorted(found.keys() - files.keys() - {MANIFEST})]
+    return problems + [
+        line for line in _in_threads(lambda n: _damage(n, found.get(n), files[n]), sorted(files)) if line
+    ]
 
 
-def _digest_of(files: dict) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _damage(name: str, file: pathlib.Path | None, expected: dict) -> str:
+    if file is None:
+        return f"{name}: missing"
+    try:
+        if (size := file.stat().st_size) != expected["size"]:
+            return f"{name}: {size} bytes, expected {expected['size']}"
+        return "" if sha256_file(file) == expected["sha256"] else f"{name}: content differs from its sha256"
+    except OSError as error:
+        return f"{name}: cannot be read ({error.strerror or error})"
+
+
+def _facts(file: pathlib.Path) -> dict:
+    return {"size": file.stat().st_size, "sha256": sha256_file(file)}
+
+
+def _manifest_text(files: dict) -> str:
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, indent=2, sort_keys=True) + "\n"
+
+
+def _in_threads(function: Callable, items: Sequence) -> list:
+    """[function(item)], several at once: hashing and reading let other threads run."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
 
 
 def writable_folder(path: str | os.PathLike) -> pathlib.Path:

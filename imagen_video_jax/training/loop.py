@@ -1,13 +1,14 @@
 """The one loop, for every stage: batches -> train step -> metrics, samples, checkpoints; resumes where it was.
 
 Order within a step, not to be changed: draw the batch, dispatch the step, read the metrics of the step before, then
-save. A checkpoint holds the state after N updates, and the next batch to draw is number N: one integer is the whole
-data position.
+save. A checkpoint holds the state after N steps, and the next batch to draw is number N plus the batches that were left
+out when training went back: one integer is the whole data position.
 """
 
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_video_jax import checkpoint, partitioning, storage
+from imagen_video_jax import checkpoint, partitioning, steps, storage
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.buckets import parse_sizes
@@ -28,8 +29,9 @@ from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
-from imagen_video_jax.training.resume import as_dict, check_goes_on, identity
-from imagen_video_jax.training.state import TrainState, abstract_state, initial_state, shardings_of
+from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
+from imagen_video_jax.training.saver import Saver
+from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, Objective, StepConfig, batch_loss, loss_of, make_train_step
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.frames import to_uint8
@@ -134,49 +136,72 @@ class _Run:
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
+        self.roll_backs, self.left_out = 0, (self.meta or {}).get("left_out", 0)
 
     def run(self) -> TrainState:
         state = self._start_state()
-        step_number = self.start_step
-        if self._finished(step_number, self.seconds_before):
+        if self._finished(self.start_step, self.seconds_before):
             return state
-        train_step = self._jit_step()
-        batches = self._open_batches(step_number)
-        writer = MetricsWriter(self.workdir, start_step=step_number)
-        bar, task = progress_bar(self.config.stage.name, self.config.steps, step_number)
-        began, pending = None, None
-        with bar, contextlib.closing(writer):
-            while not self._finished(step_number, elapsed := self._seconds(began)):
-                batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
-                state, metrics = train_step(state, batch, self.key, self._progress(step_number, elapsed))
-                step_number += 1
-                if began is None:
-                    jax.block_until_ready(metrics)
-                    began = time.monotonic()
-                self._log(writer, pending)
-                pending = (step_number, metrics)
-                bar.update(task, completed=step_number, note=self._note(batches))
-                self._profile(step_number)
-                self._between_steps(state, step_number, writer, elapsed)
-            self._log(writer, pending, always=True)
-            self._save(state, step_number, self._seconds(began))
+        self.writer = MetricsWriter(self.workdir, start_step=self.start_step)
+        self.saver = Saver(
+            self.checkpoints,
+            keep=self.config.keep,
+            committed=self.start_step if self.meta else -1,
+            report=lambda step, values: self.writer.write(step, values, kind="save"),
+        )
+        self.bar, self.task = progress_bar(self.config.stage.name, self.config.steps, self.start_step)
+        self.train_step = self._jit_step()
+        with self.bar, contextlib.closing(self.writer):
+            while True:
+                try:
+                    return self._train_from(state)
+                except _Diverged as reason:
+                    state = self._go_back(reason)
+
+    def _train_from(self, state: TrainState) -> TrainState:
+        """Trains until the end; `_Diverged` when too many updates in a row do not count."""
+        self.position = self.start_step + self.left_out
+        batches = self._open_batches(self.position)
+        with contextlib.ExitStack() as stack:
+            for stream in batches.values():
+                stack.enter_context(stream)
+            return self._steps(state, batches)
+
+    def _steps(self, state: TrainState, batches: dict) -> TrainState:
+        step, pending = self.start_step, None
+        while not self._finished(step, elapsed := self._seconds()):
+            batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+            self.position += 1
+            state, metrics = self.train_step(state, batch, self.key, self._progress(step, elapsed))
+            step += 1
+            if self.began is None:
+                jax.block_until_ready(metrics)
+                self.began = time.monotonic()
+            self._read(pending)
+            pending = (step, metrics)
+            self.bar.update(self.task, completed=step, note=self._note(batches))
+            self._profile(step)
+            self._between_steps(state, pending, elapsed)
+        self._read(pending, last=True)
+        self._save(state, pending or (step, None), self._seconds(), wait=True)
         self._report_skipped(batches)
         return state
 
     # Starting.
 
     def _find_start(self) -> dict | None:
-        newest = checkpoint.newest(self.checkpoints)
-        if newest is None:
-            return None
-        meta = checkpoint.read_meta(newest) | {"path": newest}
-        check_goes_on(self.workdir, meta, self.config)
+        newest, meta = checkpoint.newest(self.checkpoints), None
+        if newest is not None:
+            meta = checkpoint.read_meta(newest) | {"path": newest}
+            check_goes_on(self.workdir, meta, self.config)
+            note_other_code(meta)
+        steps.take_over(self.checkpoints, newest)
         return meta
 
     def _start_state(self) -> TrainState:
         abstract = abstract_state(self.stage, direction(self.config.optimizer), self.mesh)
         if self.meta is not None:
-            trees = {name: getattr(abstract, name) for name in ("params", "ema", "optimizer")}
+            trees = {name: getattr(abstract, name) for name in SAVED}
             restored = {name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()}
             step = jax.device_put(jnp.asarray(self.meta["step"], jnp.int32), abstract.step.sharding)
             return TrainState(step=step, frozen=self.objective.frozen(self.mesh), **restored)
@@ -264,28 +289,52 @@ class _Run:
             shares.append(seconds / self.config.max_seconds)
         return jnp.asarray(max(shares), jnp.float32)
 
-    def _seconds(self, began: float | None) -> float:
+    began: float | None = None
+
+    def _seconds(self) -> float:
         """Seconds of training so far, over all runs in this workdir; the clock starts when the step is compiled."""
-        return self.seconds_before + (0.0 if began is None else time.monotonic() - began)
+        return self.seconds_before + (0.0 if self.began is None else time.monotonic() - self.began)
 
     def _finished(self, step: int, seconds: float) -> bool:
         out_of_time = self.config.max_seconds and seconds >= self.config.max_seconds and step > 0
         return step >= self.config.steps or bool(out_of_time) or self.should_stop()
 
-    def _log(self, writer: MetricsWriter, pending, *, always: bool = False) -> None:
-        """Writes the metrics of the step before the one in flight, so that the device never waits for the host."""
+    def _read(self, pending, *, last: bool = False) -> None:
+        """Reads the metrics of the step before the one in flight, so that the device never waits for the host."""
+        self.saver.poll()
         if pending is None:
             return
         step, metrics = pending
-        if always or step % self.config.log_every == 0 or step == 1:
+        in_a_row = int(metrics["skipped_in_a_row"])
+        if last or in_a_row or step % self.config.log_every == 0 or step == 1:
             values = {name: float(value) for name, value in metrics.items()}
-            if not np.isfinite(values["loss"]):
-                raise UserError(
-                    f"the loss became {values['loss']} at step {step}; nothing after the last checkpoint is kept",
-                    DIVERGED,
-                )
-            writer.write(step, values)
+            self.writer.write(step, values)
             self.last_loss = values["loss"]
+        stuck = last and in_a_row and in_a_row >= step - max(self.saver.committed, 0)
+        if stuck or in_a_row >= self.config.step.guard.in_a_row:
+            raise _Diverged(f"{in_a_row} updates in a row did not count, the last at step {step}")
+
+    def _go_back(self, reason: "_Diverged") -> TrainState:
+        """To the last checkpoint, or the start; the data drawn since are left out."""
+        self.saver.wait()
+        self.meta, began_at = self._find_start(), self.start_step
+        self.start_step = self.meta["step"] if self.meta else 0
+        self.roll_backs = self.roll_backs + 1 if self.start_step == began_at else 1
+        if self.roll_backs > self.config.step.guard.roll_backs:
+            raise UserError(
+                f"training diverged: {reason}, after going back {self.roll_backs - 1} times to step {self.start_step}; "
+                "what helps is a lower learning rate or other data",
+                DIVERGED,
+            )
+        first, self.left_out = self.start_step + self.left_out, self.position - self.start_step
+        print(
+            f"warning: {reason}; back to step {self.start_step}, without the batches {first} to {self.position - 1}",
+            file=sys.stderr,
+        )
+        self.writer.cut_after(self.start_step)
+        row = {"first_batch_left_out": first, "last_batch_left_out": self.position - 1, "roll_backs": self.roll_backs}
+        self.writer.write(self.start_step, row, kind="back")
+        return self._start_state()
 
     last_loss = float("nan")
 
@@ -293,14 +342,14 @@ class _Run:
         skipped = sum(len(stream.skipped) for stream in batches.values())
         return f"loss {self.last_loss:.4f}" + (f", {skipped} unreadable" if skipped else "")
 
-    def _between_steps(self, state, step: int, writer, seconds: float) -> None:
-        config = self.config
+    def _between_steps(self, state: TrainState, pending, seconds: float) -> None:
+        config, step = self.config, pending[0]
         if config.evaluate_every and step % config.evaluate_every == 0 and self.validation:
-            writer.write(step, self._held_out_loss(state), kind="held_out")
+            self.writer.write(step, self._held_out_loss(state), kind="held_out")
         if config.sample_every and step % config.sample_every == 0:
             self._write_samples(state, step)
         if step % config.checkpoint_every == 0 and step < config.steps:
-            self._save(state, step, seconds)
+            self._save(state, pending, seconds)
 
     def _profile(self, step: int) -> None:
         if self.config.profile_steps and step == self.start_step + 10:
@@ -350,12 +399,19 @@ class _Run:
 
     # Ending.
 
-    def _save(self, state: TrainState, step: int, seconds: float) -> None:
-        trees = {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
+    def _save(self, state: TrainState, pending, seconds: float, *, wait: bool = False) -> None:
+        """A state that is not finite is never saved; one in a row of updates that do not count waits for its end."""
+        step, metrics = pending
+        if metrics is not None and not np.isfinite(float(metrics["parameter_norm"])):
+            raise _Diverged(f"the parameters are not finite at step {step}")
+        if metrics is not None and int(metrics["skipped_in_a_row"]) and not wait:
+            return
         meta = {"identity": identity(self.config), "seconds": seconds, "config": as_dict(self.config)}
+        meta |= {"left_out": self.left_out, "code": code_version()}
         files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
         meta["encoder"] = self.embeddings.info | files
-        checkpoint.save(self.checkpoints, step, trees, meta, keep=self.config.keep)
+        save = self.saver.save if wait else self.saver.start
+        save(step, {name: getattr(state, name) for name in SAVED}, meta)
 
     def _report_skipped(self, batches: dict) -> None:
         skipped = {path: reason for stream in batches.values() for path, reason in stream.skipped.items()}
@@ -366,3 +422,7 @@ class _Run:
 
 def _starting_from(params, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+
+
+class _Diverged(Exception):
+    """Training has to go back; the text says why."""

@@ -1,31 +1,55 @@
 """Where numbers go: `metrics.jsonl` (one object a line), TensorBoard events, and the progress bar."""
 
+import contextlib
 import json
+import math
 import pathlib
+import sys
 import time
 
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from imagen_video_jax import storage
+
 
 class MetricsWriter:
-    """Appends rows to DIR/metrics.jsonl and scalars to DIR/tensorboard; lines are flushed as they are written."""
+    """Appends rows to DIR/metrics.jsonl and scalars to DIR/tensorboard; lines are flushed as they are written.
+
+    A disk that is full stops no training: it is said once, and the rows are lost.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int):
         self._path = workdir / "metrics.jsonl"
+        self._complained = False
         _cut_rows_after(self._path, start_step)
         self._file = open(self._path, "a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
 
     def write(self, step: int, values: dict, *, kind: str = "train") -> None:
-        row = {"step": step, "kind": kind, "time": round(time.time(), 3)} | {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", float(value), step)
+        """One row; a value that is not finite is null, because JSON has no word for it."""
+        numbers = {name: float(value) for name, value in values.items()}
+        row = {"step": step, "kind": kind, "time": round(time.time(), 3)}
+        row |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in numbers.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            if not self._complained:
+                print(f"warning: {self._path} cannot be written: {error}; training goes on", file=sys.stderr)
+            self._complained = True
+
+    def cut_after(self, step: int) -> None:
+        """Drops the rows of later steps, which will be done again."""
+        self._file.close()
+        _cut_rows_after(self._path, step)
+        self._file = open(self._path, "a")
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._board.close()
 
 
@@ -47,7 +71,7 @@ def _cut_rows_after(path: pathlib.Path, step: int) -> None:
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) != len(rows):
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def progress_bar(description: str, total: int, done: int = 0) -> tuple[rich.progress.Progress, rich.progress.TaskID]:

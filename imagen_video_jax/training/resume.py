@@ -1,16 +1,24 @@
 """Whether a workdir goes on with a training config: which fields may change, and the refusal of any other change."""
 
 import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import pathlib
+import sys
 
-from imagen_video_jax import checkpoint
+from imagen_video_jax import __version__, checkpoint
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embedding_cache import check_same
+
+_PACKAGE = pathlib.Path(__file__).parent.parent
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
 
 # Fields that may change when a run resumes; any other change is refused with the difference.
 FREE_ON_RESUME = (
     "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
     "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "stage.sampler",
+    "step.guard",
 )  # fmt: skip
 
 
@@ -48,6 +56,24 @@ def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
     ]
     if changed:
         raise UserError(f"{workdir} was trained with other settings ({'; '.join(changed[:6])}); use another --workdir")
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """What computed a checkpoint: this package (version and sha256 of its source) and the libraries below it."""
+    digest = hashlib.sha256()
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(_PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"imagen_video_jax": __version__, "source": digest.hexdigest()[:16], **versions}
+
+
+def note_other_code(meta: dict) -> None:
+    """Says on stderr when a checkpoint was computed by other code: it goes on, but not to the same bits."""
+    stored, now = meta.get("code", {}), code_version()
+    changed = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
+    if changed:
+        print(f"note: checkpoint {meta['step']} was written by other code ({'; '.join(changed)})", file=sys.stderr)
 
 
 def check_early(workdir: pathlib.Path, config, encoder: dict | None = None) -> None:

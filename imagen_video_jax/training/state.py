@@ -10,18 +10,23 @@ from jax.sharding import Mesh
 from imagen_video_jax import partitioning
 from imagen_video_jax.functional import Params
 from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training import guard
+
+# The trees of a checkpoint; `step` is its number.
+SAVED = ("params", "ema", "optimizer", "guard")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step (updates done, int32 scalar), params, ema (of params), optimizer (optax's state), and `frozen`, what the
-    objective reads and no update changes (a teacher's weights; not part of a checkpoint)."""
+    """step (updates done, int32 scalar), params, ema (of params), optimizer (optax's state), guard (`guard.py`), and
+    `frozen`, what the objective reads and no update changes (a teacher's weights; not part of a checkpoint)."""
 
     step: jax.Array
     params: Params
     ema: Params
     optimizer: optax.OptState
+    guard: dict[str, jax.Array]
     frozen: Params = dataclasses.field(default_factory=dict)
 
 
@@ -32,6 +37,7 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation, key: ja
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
+        guard=guard.initial(),
     )
 
 
@@ -57,6 +63,7 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
         params=params,
         ema=params,
         optimizer=jax.tree_util.tree_map_with_path(optimizer_sharding, shapes.optimizer),
+        guard=jax.tree.map(lambda _: partitioning.replicated(mesh), shapes.guard),
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings

@@ -14,6 +14,7 @@ import optax
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.partitioning import constrain
 from imagen_video_jax.stages.stage import Stage, named_key
+from imagen_video_jax.training.guard import GuardConfig, choose, judge
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
 from imagen_video_jax.training.state import TrainState
 
@@ -23,11 +24,13 @@ NOISE_LEVELS = {"noisy": (-99.0, -3.0), "middle": (-3.0, 3.0), "clean": (3.0, 99
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """Attributes: ema_decay (after a warm-up of (1+n)/(10+n)), image_weight of the image loss, accumulate (parts)."""
+    """Attributes: ema_decay (after a warm-up of (1+n)/(10+n)), image_weight of the image loss, accumulate (parts),
+    guard (which updates count)."""
 
     ema_decay: float = 0.9999
     image_weight: float = 0.5
     accumulate: int = 1
+    guard: GuardConfig = GuardConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +67,13 @@ def make_train_step(
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
-        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradients), "learning_rate": rate}
-        return TrainState(state.step + 1, params, ema, optimizer_state, state.frozen), metrics
+        norms = {"gradient_norm": optax.global_norm(gradients), "parameter_norm": optax.global_norm(state.params)}
+        finite = (loss, norms["parameter_norm"], rate * optax.global_norm(updates))
+        good, guard = judge(config.guard, state.guard, gradient_norm=norms["gradient_norm"], finite=finite)
+        old = (state.params, state.ema, state.optimizer)
+        params, ema, optimizer_state = choose(good, (params, ema, optimizer_state), old)
+        metrics |= {"loss": loss, "learning_rate": rate, "skipped_in_a_row": guard["skipped_in_a_row"], **norms}
+        return TrainState(state.step + 1, params, ema, optimizer_state, guard, state.frozen), metrics
 
     return train_step
 

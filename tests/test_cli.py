@@ -92,6 +92,18 @@ def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices, opti
         assert all(np.isfinite(row["loss"]) for row in rows)
 
 
+def test_a_run_that_cannot_learn_goes_back_leaves_data_out_and_ends_with_exit_3(world, tmp_path, capsys):
+    guard = ["--config.step.guard.in_a_row=2", "--config.step.guard.roll_backs=1"]
+    assert train(world, tmp_path / "run", 9, "--config.optimizer.learning_rate=1e30", *guard) == 3
+    text = capsys.readouterr().err
+    assert "back to step 0, without the batches 0 to 2" in text
+    assert text.splitlines()[-1].startswith("error: training diverged")
+    assert not checkpoint.committed_steps(tmp_path / "run" / "checkpoints")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_in_a_row"] for row in rows if row["kind"] == "train"] == [1, 2]
+    assert [row["first_batch_left_out"] for row in rows if row["kind"] == "back"] == [0]
+
+
 def test_three_stages_make_a_cascade_that_samples(world, tmp_path, capsys):
     stages = [part for name in ("base", "tsr", "ssr") for part in ("--stage", str(world / name))]
     assert main(["cascade", *stages, "--out", str(tmp_path / "cascade.json")]) == 0

@@ -27,6 +27,7 @@ from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage, StageConfig, named_key
 from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
+from imagen_video_jax.training import guard
 from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
@@ -201,8 +202,11 @@ class _Run:
     def _start_state(self) -> TrainState:
         abstract = abstract_state(self.stage, direction(self.config.optimizer), self.mesh)
         if self.meta is not None:
-            trees = {name: getattr(abstract, name) for name in SAVED}
-            restored = {name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()}
+            # Checkpoints of before there was a guard go on with a new one.
+            trees = {name: getattr(abstract, name) for name in SAVED if name in self.meta["trees"]}
+            restored = {"guard": guard.initial()} | {
+                name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()
+            }
             step = jax.device_put(jnp.asarray(self.meta["step"], jnp.int32), abstract.step.sharding)
             return TrainState(step=step, frozen=self.objective.frozen(self.mesh), **restored)
         init = jax.jit(

@@ -6,6 +6,7 @@ import sys
 from imagen_video_jax import __version__
 from imagen_video_jax.commands import cascade, demo, embed, evaluate, inspect, prepare, sample, train
 from imagen_video_jax.errors import DONE, UserError
+from imagen_video_jax.training import watchdog
 
 # In the order in which people need them.
 COMMANDS = (demo, prepare, inspect, embed, train, cascade, sample, evaluate)
@@ -19,11 +20,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code (see errors.py)."""
+    """Runs one command and returns its exit code (see errors.py).
+
+    Without `arguments` this process is the command line itself: then it only watches over a command that says `WATCHED`
+    and does the work in a child (training/watchdog.py).
+    """
     try:
         parsed, rest = _parser().parse_known_args(arguments)
         if rest and not getattr(parsed.command, "TAKES_FIELDS", False):
             raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {_name(parsed.command)} --help")
+        if arguments is None and getattr(parsed.command, "WATCHED", False) and not watchdog.connect():
+            command = [sys.executable, "-m", "imagen_video_jax", *sys.argv[1:]]
+            return watchdog.supervise(command, restarts=parsed.restarts)
         return parsed.command.run(parsed, rest) or DONE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

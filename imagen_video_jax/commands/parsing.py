@@ -1,5 +1,6 @@
 """What commands read from their arguments: lines of a file, numbers per stage."""
 
+import argparse
 import pathlib
 
 from imagen_video_jax.errors import UserError
@@ -21,3 +22,10 @@ def numbers(name: str, text: str | None, kind) -> tuple:
         return tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise UserError(f"{name} must be a number, or one per stage with commas, got {text!r}") from None
+
+
+def at_least_zero(text: str) -> int:
+    """The type of an argument that counts."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
+    return int(text)

@@ -1,22 +1,31 @@
 """What commands set for their whole process: what SIGTERM does, where compiled programs are kept."""
 
 import contextlib
+import os
 import signal
+import time
 import warnings
+
+from imagen_video_jax.training.stopping import Stop
 
 
 @contextlib.contextmanager
 def stop_on_sigterm():
-    """Yields a function that says whether SIGTERM came; a second one ends the process at once."""
-    asked = []
+    """Yields a `Stop` that says whether SIGTERM came; a second one ends the process at once."""
+    stop, first = Stop(), []
 
     def handle(number, frame):
-        asked.append(number)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # A scheduler may signal every process, and the watchdog passes on what it got: within a second it is one.
+        if first and time.monotonic() - first[0] > 1.0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not first:
+            first.append(time.monotonic())
+            stop.ask()
 
     previous = signal.signal(signal.SIGTERM, handle)
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -2,11 +2,13 @@
 
 import pathlib
 
+from imagen_video_jax.commands.parsing import at_least_zero
 from imagen_video_jax.commands.process import stop_on_sigterm, use_compilation_cache
 from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
 
 TEXT = "Train one stage; run again to go on where it stopped."
 TAKES_FIELDS = True  # --config.FIELD=VALUE
+WATCHED = True  # by training/watchdog.py
 
 
 def add_arguments(parser) -> None:
@@ -14,6 +16,13 @@ def add_arguments(parser) -> None:
         "--config", required=True, metavar="FILE.py[:SCALE]", help="e.g. experiments/base_16f_24x40.py:mini"
     )
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl, TensorBoard events, samples")
+    parser.add_argument(
+        "--restarts",
+        type=at_least_zero,
+        default=0,
+        metavar="N",
+        help="start again, at most N times, after a crash, a hang or a save on SIGTERM",
+    )
     parser.epilog = "Any field of the config is set as --config.FIELD=VALUE, e.g. --config.steps=100 --config.data=DIR."
 
 

@@ -34,7 +34,7 @@ class MetricsWriter:
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-            for name, value in numbers.items():
+            for name, value in ((n, v) for n, v in numbers.items() if math.isfinite(v)):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             if not self._complained:

@@ -68,7 +68,8 @@ def make_train_step(
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, params)
         norms = {"gradient_norm": optax.global_norm(gradients), "parameter_norm": optax.global_norm(state.params)}
-        finite = (loss, norms["parameter_norm"], rate * optax.global_norm(updates))
+        # Squared: the norm of the next parameters must be finite too.
+        finite = (loss, norms["parameter_norm"], (rate * optax.global_norm(updates)) ** 2)
         good, guard = judge(config.guard, state.guard, gradient_norm=norms["gradient_norm"], finite=finite)
         old = (state.params, state.ema, state.optimizer)
         params, ema, optimizer_state = choose(good, (params, ema, optimizer_state), old)

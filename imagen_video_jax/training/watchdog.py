@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from imagen_video_jax.errors import FAILED, STOPPED_AFTER_SAVING, WATCHDOG
 
-_PIPE = "IMAGEN_VIDEO_WATCHDOG"  # number of the pipe's end, in the environment of the child
+_PIPE = "IMAGEN_VIDEO_WATCHDOG"  # number of the pipe's end : when it was opened, in the environment of the child
 _FIRST_SECONDS = 900.0  # until the child says something
 _STACK_SECONDS = 2.0
 _ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,18 +52,22 @@ class Deadlines:
                 raise ValueError(f"deadlines.{field.name} must be at least 0, got {getattr(self, field.name)}")
 
 
+NO_DEADLINES = Deadlines(**{field.name: 0.0 for field in dataclasses.fields(Deadlines)})
+
 # The child's side.
 
 _pipe: int | None = None
+began: float | None = None  # when the watchdog started this process; in seconds of time.monotonic
 
 
 def connect() -> bool:
     """Called first by a child: from here on the watchdog hears it, and can have its stacks. False if there is none."""
-    global _pipe
+    global _pipe, began
     text = os.environ.pop(_PIPE, None)  # not for the processes that this one starts
     if text is None:
         return False
-    _pipe = int(text)
+    number, _, when = text.partition(":")
+    _pipe, began = int(number), float(when)
     os.set_inheritable(_pipe, False)
     os.set_blocking(_pipe, False)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -129,7 +133,11 @@ def _run(command: Sequence[str], child: list) -> int:
     """One run of the command to its end."""
     reader, writer = os.pipe()
     packages = [str(pathlib.Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]
-    environment = {**os.environ, _PIPE: str(writer), "PYTHONPATH": os.pathsep.join(filter(None, packages))}
+    environment = {
+        **os.environ,
+        _PIPE: f"{writer}:{time.monotonic()}",
+        "PYTHONPATH": os.pathsep.join(filter(None, packages)),
+    }
     process = subprocess.Popen(command, pass_fds=[writer], env=environment, start_new_session=True)
     child[:] = [process]
     os.close(writer)

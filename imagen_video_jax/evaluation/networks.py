@@ -58,7 +58,7 @@ def _i3d(weights: Weights) -> Extractor:
 
 def _inception(weights: Weights) -> Extractor:
     if not weights.inception:
-        raise UserError(f"FID needs the weights of Inception-v3, named with --inception FILE: {inception.WHERE}")
+        raise UserError(f"Inception-v3's weights are missing, name them with --inception FILE: {inception.WHERE}")
     network = inception.load(weights.inception)
     return Extractor("inception", fingerprint_of(network.params), weights.frames, network.features)
 

@@ -11,6 +11,9 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; }
 table { border-collapse: collapse; } td, th { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; }
 .videos { display: flex; flex-wrap: wrap; gap: 14px; } figure { margin: 0; width: 240px; }
 video { width: 240px; image-rendering: pixelated; background: #eee; } figcaption { font-size: .85em; color: #555; }
+.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-size: .9em; }
+.grid td, .grid th { min-width: 150px; white-space: normal; vertical-align: top; } .grid video { width: 150px; }
+.charts { display: flex; flex-wrap: wrap; gap: 16px; }
 code { background: #f4f4f4; padding: .1em .3em; } svg { background: #fafafa; }
 """
 
@@ -36,7 +39,13 @@ class Report:
             return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line(row, "td") for row in rows)
-        self.parts.append(f"<table>{line(header, 'th')}{body}</table>")
+        self.parts.append(f'<div class="wide"><table>{line(header, "th")}{body}</table></div>')
+
+    def items(self, lines: list[str]) -> None:
+        self.parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
+
+    def side_by_side(self, charts: list[str]) -> None:
+        self.parts.append(f'<div class="charts">{"".join(charts)}</div>')
 
     def videos(self, files: list[tuple[pathlib.Path, str]]) -> None:
         """Figures of looping videos, embedded in the page, each with its caption."""
@@ -55,6 +64,11 @@ class Report:
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
             f"<style>{STYLE}</style></head><body><h1>{html.escape(self.title)}</h1>{''.join(self.parts)}</body></html>"
         )
+
+
+def video_source(path: pathlib.Path, relative_to: pathlib.Path | None) -> str:
+    """What a page in the folder `relative_to` calls an mp4: its content as a data URL where that is None."""
+    return _data_url(path) if relative_to is None else html.escape(path.relative_to(relative_to).as_posix())
 
 
 def _data_url(path: pathlib.Path) -> str:

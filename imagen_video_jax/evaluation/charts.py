@@ -1,0 +1,103 @@
+"""Curves as inline SVG: both axes fit the data, points may carry a label and an interval."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+from imagen_video_jax.evaluation.report import COLOURS
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 44
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A place on a curve; `low` and `high` bound its interval in y."""
+
+    x: float
+    y: float
+    label: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that cover [low, high]."""
+    span = high - low
+    raw = span / max(count, 1)
+    step = 10 ** math.floor(math.log10(raw))
+    step *= next(m for m in (1, 2, 5, 10) if raw <= m * step * 1.0001)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def chart(series: Mapping[str, Sequence[Point]], *, x: str, y: str, width: int = 560, height: int = 320) -> str:
+    """An SVG of curves with a legend below; x and y name the axes."""
+    points = [point for curve in series.values() for point in curve]
+    if not points:
+        return "<p>(no data)</p>"
+    x_ticks = ticks(*_range([point.x for point in points]))
+    y_ticks = ticks(*_range([v for p in points for v in (p.y, p.low, p.high) if v is not None]))
+    legend = 18 * len(series) if len(series) > 1 else 0
+
+    def at_x(value: float) -> float:
+        return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (width - _LEFT - _RIGHT)
+
+    def at_y(value: float) -> float:
+        return height - _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - _BOTTOM - _TOP)
+
+    parts = [f'<svg width="{width}" height="{height + legend}" role="img" aria-label="{html.escape(f"{y} by {x}")}">']
+    parts += _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y)
+    for number, (name, curve) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        parts += _curve(curve, colour, at_x, at_y)
+        if legend:
+            top = height + 18 * number + 8
+            parts.append(f'<rect x="{_LEFT}" y="{top - 8}" width="10" height="10" fill="{colour}"/>')
+            parts.append(f'<text x="{_LEFT + 16}" y="{top + 1}" font-size="12">{html.escape(name)}</text>')
+    return "".join(parts) + "</svg>"
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return low - room if low < 0 or low - room > 0 else 0.0, high + room
+
+
+def _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y) -> list[str]:
+    parts = []
+    for value in y_ticks:
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at_y(value):.1f}" y2="{at_y(value):.1f}" stroke="#e2e2e2"/>'
+            f'<text x="{_LEFT - 6}" y="{at_y(value) + 4:.1f}" font-size="11" text-anchor="end">{value:.4g}</text>'
+        )
+    for value in x_ticks:
+        parts.append(
+            f'<line x1="{at_x(value):.1f}" x2="{at_x(value):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" stroke="#eee"/>'
+            f'<text x="{at_x(value):.1f}" y="{height - _BOTTOM + 15}" font-size="11" text-anchor="middle">'
+            f"{value:.4g}</text>"
+        )
+    middle = (_TOP + height - _BOTTOM) / 2
+    parts.append(
+        f'<text x="{(width + _LEFT) / 2}" y="{height - 10}" font-size="12" text-anchor="middle">{html.escape(x)}</text>'
+        f'<text x="14" y="{middle}" font-size="12" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+        f"{html.escape(y)}</text>"
+    )
+    return parts
+
+
+def _curve(curve: Sequence[Point], colour: str, at_x, at_y) -> list[str]:
+    path = " ".join(f"{at_x(p.x):.1f},{at_y(p.y):.1f}" for p in curve)
+    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
+    for p in curve:
+        px, py = at_x(p.x), at_y(p.y)
+        if p.low is not None and p.high is not None:
+            parts.append(
+                f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{at_y(p.low):.1f}" y2="{at_y(p.high):.1f}" '
+                f'stroke="{colour}" opacity="0.45"/>'
+            )
+        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"/>')
+        if p.label:
+            parts.append(f'<text x="{px + 6:.1f}" y="{py - 6:.1f}" font-size="11">{html.escape(p.label)}</text>')
+    return parts

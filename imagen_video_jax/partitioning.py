@@ -96,10 +96,37 @@ def batch_divisor(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
 
 
+def batch_slots(mesh: Mesh, size: int) -> np.ndarray:
+    """Which slots of a global batch of `size` this process has devices for, in order.
+
+    Processes whose devices differ only along the other mesh axes have the same slots.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
 def put_batch(mesh: Mesh, batch):
-    """This host's part of a batch (a tree of numpy arrays) -> global arrays sharded over the batch axis."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    """This process's slots of a batch (a tree of numpy arrays) -> global arrays sharded over the batch axis."""
+    sharding, count = batch_sharding(mesh), batch_divisor(mesh)
+    own = batch_slots(mesh, count).tolist()  # which parts of the batch this process has
+
+    def put(leaf):
+        size = len(leaf) // len(own)
+
+        def part(index):
+            begin = own.index((index[0].start or 0) // size) * size
+            return leaf[begin : begin + size]
+
+        return jax.make_array_from_callback((size * count, *leaf.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
+
+
+def put_own(mesh: Mesh, values) -> jax.Array:
+    """A row of numbers from every process -> float32 [devices, len(values)], so that a program can compare them."""
+    row = np.asarray([values], np.float32)
+    sharding = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    return jax.make_array_from_callback((mesh.size, row.shape[1]), sharding, lambda _: row)
 
 
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)

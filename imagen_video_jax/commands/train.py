@@ -27,12 +27,16 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, overrides: list[str]) -> int:
-    from imagen_video_jax import configs
-    from imagen_video_jax.training.loop import train
+    from imagen_video_jax import configs, distributed
+    from imagen_video_jax.training.loop import Stopped, train
 
     use_compilation_cache()
+    distributed.start()
     workdir = pathlib.Path(arguments.workdir)
     config = configs.with_data(configs.training(arguments.config, overrides), workdir)
     with stop_on_sigterm() as should_stop:
-        train(config, workdir, should_stop=should_stop)
-        return STOPPED_AFTER_SAVING if should_stop() else DONE
+        try:
+            train(config, workdir, should_stop=should_stop)
+        except Stopped:
+            return STOPPED_AFTER_SAVING
+    return DONE

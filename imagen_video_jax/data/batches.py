@@ -3,7 +3,7 @@
 The order. Slot s of step t of a global batch of B has position p = t B + s. Of n examples, position p shows number
 p mod n of the permutation of epoch p // n, which is drawn from (seed, epoch); window, phase, crop and caption are drawn
 from (seed, p). So one integer, the step, is the whole cursor: any number of hosts, threads or restarts gives the same
-batches. Host h of H makes slots [h B/H, (h+1) B/H).
+batches; each makes the slots of a batch that its devices hold.
 
 Mixtures and buckets. In a mixture of data sets, each position belongs to one of them in exact proportion to the weights
 (`interleave.py`), and p counts within it. With buckets of sizes, each step belongs to one bucket in proportion to its
@@ -103,8 +103,7 @@ def open_batches(
     sizes: Sequence[buckets.Size] = (),
     follow: Sequence[int] = (),
     bad_share: float = 0.01,
-    process_index: int = 0,
-    process_count: int = 1,
+    slots: Sequence[int] | None = None,
     threads: int = 2,
     prefetch: int = 2,
     cache_bytes: int = 1 << 30,
@@ -125,7 +124,7 @@ def open_batches(
       follow: `Batches.bucket_counts` of another stream: be of its size at every step, cutting all examples to each,
         so that a step of both needs one program for each size and not for each pair.
       bad_share: end with exit code 4 when more of the clips read so far are bad, and at least ten.
-      process_index, process_count: which part of the global batch this process makes.
+      slots: of the global batch, those that this process makes; all by default.
       threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
         in the calling thread and process.
       prefetch: batches read ahead.
@@ -156,11 +155,9 @@ def open_batches(
     ]
     makers = [loader.training_item for loader in loaders]
     schedule = Interleave([count for count in counts if count] or [1])
-    slots = _Slots(
-        makers, schedule, tally, spec.fps, batch_size, start_step, process_index, process_count, bool(follow)
-    )
+    source = _Slots(makers, schedule, tally, spec.fps, batch_size, start_step, slots, bool(follow))
     return Batches(
-        slots, steps=None, start_step=start_step, threads=threads, prefetch=prefetch, bucket_counts=tuple(counts)
+        source, steps=None, start_step=start_step, threads=threads, prefetch=prefetch, bucket_counts=tuple(counts)
     )
 
 
@@ -172,8 +169,7 @@ def evaluation_batches(
     embeddings: Embeddings,
     text_length: int,
     seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    slots: Sequence[int] | None = None,
     threads: int = 2,
     prefetch: int = 2,
 ) -> Batches:
@@ -184,11 +180,9 @@ def evaluation_batches(
     tally = Tally(bad_share=1.0)
     options = {"seed": seed, "embeddings": embeddings, "text_length": text_length, "shuffle": False}
     loader = Loader(examples, spec, tally, **options, apart=threads > 0)
-    slots = _Slots(
-        [loader.evaluation_item], Interleave([1]), tally, spec.fps, batch_size, 0, process_index, process_count
-    )
+    source = _Slots([loader.evaluation_item], Interleave([1]), tally, spec.fps, batch_size, 0, slots)
     steps = -(-len(examples) // batch_size)
-    return Batches(slots, steps=steps, start_step=0, threads=threads, prefetch=prefetch)
+    return Batches(source, steps=steps, start_step=0, threads=threads, prefetch=prefetch)
 
 
 class _Slots:
@@ -202,20 +196,20 @@ class _Slots:
         fps: float,
         batch_size: int,
         start_step: int,
-        index: int,
-        count: int,
+        slots: Sequence[int] | None,
         one_order: bool = False,
     ):
-        if batch_size < 1 or batch_size % count:
-            raise UserError(f"batch_size must be a positive multiple of the {count} processes, got {batch_size}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         if start_step < 0:
             raise UserError(f"start_step must be at least 0, got {start_step}")
         self.tally, self.fps = tally, fps
-        self.local_size = batch_size // count
+        self._slots = range(batch_size) if slots is None else [int(slot) for slot in slots]
+        self.local_size = len(self._slots)
         self._makers = makers
         self._bucket_of = schedule
         self._one_order = one_order
-        self._start, self._first_slot, self._batch_size = start_step, index * self.local_size, batch_size
+        self._start, self._batch_size = start_step, batch_size
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -225,7 +219,7 @@ class _Slots:
         bucket, bucket_step = self._bucket_of(self._start + step)
         if self._one_order:  # the examples are the same in every bucket, so they are counted over all of them
             bucket_step = self._start + step
-        return self._makers[bucket](bucket_step * self._batch_size + self._first_slot + slot)
+        return self._makers[bucket](bucket_step * self._batch_size + self._slots[slot])
 
 
 def _collate(items: Sequence[Item], *, fps: float) -> Batch:

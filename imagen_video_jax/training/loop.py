@@ -3,6 +3,9 @@
 Order within a step, not to be changed: draw the batch, dispatch the step, read the metrics of the step before, then
 save. A checkpoint holds the state after N steps, and the next batch to draw is number N plus the batches that were left
 out when training went back: one integer is the whole data position.
+
+With several processes each draws the part of the batch that its devices hold; process 0 writes and prints. What only
+one of them can know (its clock, a SIGTERM) enters the step as a number, and its maximum comes out for all alike.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_video_jax import checkpoint, partitioning, steps, storage
+from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.buckets import parse_sizes
@@ -28,7 +31,8 @@ from imagen_video_jax.stages.stage import Stage, StageConfig, named_key
 from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training import guard
-from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
+from imagen_video_jax.training.agreement import facts
+from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
 from imagen_video_jax.training.saver import Saver
@@ -111,11 +115,37 @@ def train(
 ) -> TrainState:
     """Trains until `steps` (or the time budget), resuming from the newest good checkpoint in `workdir`.
 
-    When `should_stop()` becomes true the run ends after the step in flight, saved.
+    When `should_stop()` becomes true, in any process of the job, the run ends after the step in flight, saved.
+
+    Raises: Stopped where it ended so.
     """
-    workdir = storage.writable_folder(workdir)
-    with storage.directory_lock(workdir):
-        return _Run(config, workdir, should_stop, objective).run()
+    workdir = pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        distributed.from_first(lambda: _take(workdir, stack))
+        run = _Run(config, workdir, should_stop, objective)
+        state = run.run()
+    if run.ending == STOP:
+        raise Stopped(state)
+    return state
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has: `state` is saved."""
+
+    def __init__(self, state: TrainState):
+        super().__init__(f"stopped after step {int(state.step)}")
+        self.state = state
+
+
+SHOWN = 4  # samples beside each other in a video of samples/
+
+# Why a run ends before its last step; the larger reason wins.
+GO_ON, OUT_OF_TIME, STOP = 0, 1, 2
+
+
+def _take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    storage.writable_folder(workdir)
+    stack.enter_context(storage.directory_lock(workdir))
 
 
 class _Run:
@@ -126,32 +156,32 @@ class _Run:
     ):
         self.config, self.workdir, self.should_stop, self.objective = config, workdir, should_stop, objective
         self.checkpoints = workdir / "checkpoints"
+        distributed.agree(self._open_data)
         self.meta = self._find_start()
         self.mesh = partitioning.make_mesh(config.mesh)
         self._check_divisible()
-        self.source = open_source(config.data)
-        self.validation = open_source(config.validation) if config.validation else None
-        self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
         self._check_text()
         self.stage = Stage(config.stage)
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
         self.roll_backs, self.left_out = 0, (self.meta or {}).get("left_out", 0)
+        self.ending = GO_ON
 
     def run(self) -> TrainState:
         state = self._start_state()
-        if self._finished(self.start_step, self.seconds_before):
+        if self.start_step >= self.config.steps or self._out_of_time(self.start_step, self.seconds_before):
             return state
-        self.writer = MetricsWriter(self.workdir, start_step=self.start_step)
+        first = distributed.is_first()
+        self.writer = MetricsWriter(self.workdir, start_step=self.start_step) if first else NoWriter()
         self.saver = Saver(
             self.checkpoints,
             keep=self.config.keep,
             committed=self.start_step if self.meta else -1,
             report=lambda step, values: self.writer.write(step, values, kind="save"),
         )
-        self.bar, self.task = progress_bar(self.config.stage.name, self.config.steps, self.start_step)
-        self.train_step = self._jit_step()
+        self.bar, self.task = progress_bar(self.config.stage.name, self.config.steps, self.start_step, shown=first)
+        self.train_step = self._jit_step(state)
         with self.bar, contextlib.closing(self.writer):
             while True:
                 try:
@@ -169,11 +199,17 @@ class _Run:
             return self._steps(state, batches)
 
     def _steps(self, state: TrainState, batches: dict) -> TrainState:
-        step, pending = self.start_step, None
-        while not self._finished(step, elapsed := self._seconds()):
+        step, pending, ending = self.start_step, None, None
+        while step < self.config.steps:
+            elapsed = self._seconds()
+            wish = self._wish(step, elapsed)
+            self.ending = self._common(wish, ending)
+            if self.ending:
+                break
             batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
             self.position += 1
-            state, metrics = self.train_step(state, batch, self.key, self._progress(step, elapsed))
+            own = partitioning.put_own(self.mesh, (self._progress(step, elapsed), wish))
+            state, metrics, ending = self.train_step(state, batch, self.key, own)
             step += 1
             if self.began is None:
                 jax.block_until_ready(metrics)
@@ -184,16 +220,31 @@ class _Run:
             self._profile(step)
             self._between_steps(state, pending, elapsed)
         self._read(pending, last=True)
-        self._save(state, pending or (step, None), self._seconds(), wait=True)
+        if pending is not None:
+            self._save(state, pending, self._seconds(), wait=True)
         self._report_skipped(batches)
         return state
 
     # Starting.
 
+    def _open_data(self) -> dict[str, str]:
+        """Opens what this process reads, and says what all processes of the job must have alike."""
+        config = self.config
+        self.source = open_source(config.data)
+        self.validation = open_source(config.validation) if config.validation else None
+        self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
+        if jax.process_count() == 1:
+            return {}
+        return facts(config, self.workdir, [self.source, self.validation], self.embeddings.info)
+
     def _find_start(self) -> dict | None:
+        meta = distributed.from_first(self._find_newest)
+        return meta and meta | {"path": pathlib.Path(meta["path"])}
+
+    def _find_newest(self) -> dict | None:
         newest, meta = checkpoint.newest(self.checkpoints), None
         if newest is not None:
-            meta = checkpoint.read_meta(newest) | {"path": newest}
+            meta = checkpoint.read_meta(newest) | {"path": str(newest)}
             check_goes_on(self.workdir, meta, self.config)
             note_other_code(meta)
         steps.take_over(self.checkpoints, newest)
@@ -219,8 +270,8 @@ class _Run:
         if self.objective.start:
             state = _starting_from(self.objective.start(abstract.params), state)
         elif self.config.init_from:
-            path = checkpoint.require_newest(pathlib.Path(self.config.init_from))
-            state = _starting_from(checkpoint.restore(path, "ema", abstract.params), state)
+            path = distributed.from_first(lambda: str(checkpoint.require_newest(pathlib.Path(self.config.init_from))))
+            state = _starting_from(checkpoint.restore(pathlib.Path(path), "ema", abstract.params), state)
         return dataclasses.replace(state, frozen=self.objective.frozen(self.mesh))
 
     def _check_divisible(self) -> None:
@@ -266,8 +317,7 @@ class _Run:
                 sizes=parse_sizes(config.buckets),
                 follow=streams["video"].bucket_counts if config.buckets and "video" in streams else (),
                 bad_share=config.bad_share,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                slots=partitioning.batch_slots(self.mesh, size),
             )
         if not streams:
             raise UserError(
@@ -278,20 +328,26 @@ class _Run:
 
     # One step.
 
-    def _jit_step(self) -> Callable:
+    def _jit_step(self, state: TrainState) -> Callable:
         step = make_train_step(self.stage, self.config.optimizer, self.config.step, self.objective)
 
-        def traced(*args):
+        def traced(state, batches, key, own):
+            """Args: own is (progress, wish) of every device's process; the largest of each count for all."""
+            progress, ending = own.max(axis=0)
             with partitioning.activate(self.mesh):
-                return step(*args)
+                state, metrics = step(state, batches, key, progress)
+            return state, metrics, ending
 
-        return jax.jit(traced, donate_argnums=0)
+        # Shardings that the partitioner is free to choose would differ after the first step: a second compilation.
+        kept = shardings_of(abstract_state(self.stage, direction(self.config.optimizer), self.mesh))
+        kept = dataclasses.replace(kept, frozen=shardings_of(state.frozen))
+        return jax.jit(traced, donate_argnums=0, out_shardings=(kept, None, None))
 
-    def _progress(self, step: int, seconds: float):
+    def _progress(self, step: int, seconds: float) -> float:
         shares = [step / self.config.steps]
         if self.config.max_seconds:
             shares.append(seconds / self.config.max_seconds)
-        return jnp.asarray(max(shares), jnp.float32)
+        return max(shares)
 
     began: float | None = None
 
@@ -299,9 +355,19 @@ class _Run:
         """Seconds of training so far, over all runs in this workdir; the clock starts when the step is compiled."""
         return self.seconds_before + (0.0 if self.began is None else time.monotonic() - self.began)
 
-    def _finished(self, step: int, seconds: float) -> bool:
-        out_of_time = self.config.max_seconds and seconds >= self.config.max_seconds and step > 0
-        return step >= self.config.steps or bool(out_of_time) or self.should_stop()
+    def _out_of_time(self, step: int, seconds: float) -> bool:
+        return bool(self.config.max_seconds) and seconds >= self.config.max_seconds and step > 0
+
+    def _wish(self, step: int, seconds: float) -> int:
+        """What this process, for itself, would do now."""
+        return STOP if self.should_stop() else OUT_OF_TIME if self._out_of_time(step, seconds) else GO_ON
+
+    @staticmethod
+    def _common(wish: int, ending) -> int:
+        """What all processes do now: the last step's largest wish, so that they end at the same step."""
+        if jax.process_count() == 1:
+            return wish
+        return GO_ON if ending is None else int(ending)
 
     def _read(self, pending, *, last: bool = False) -> None:
         """Reads the metrics of the step before the one in flight, so that the device never waits for the host."""
@@ -314,9 +380,15 @@ class _Run:
             values = {name: float(value) for name, value in metrics.items()}
             self.writer.write(step, values)
             self.last_loss = values["loss"]
-        stuck = last and in_a_row and in_a_row >= step - max(self.saver.committed, 0)
+        stuck = last and in_a_row and in_a_row >= step - max(self._committed(), 0)
         if stuck or in_a_row >= self.config.step.guard.in_a_row:
             raise _Diverged(f"{in_a_row} updates in a row did not count, the last at step {step}")
+
+    def _committed(self) -> int:
+        """The newest step that surely stays, the same for all processes."""
+        if jax.process_count() > 1:
+            self.saver.wait()
+        return distributed.from_first(lambda: self.saver.committed)
 
     def _go_back(self, reason: "_Diverged") -> TrainState:
         """To the last checkpoint, or the start; the data drawn since are left out."""
@@ -331,10 +403,9 @@ class _Run:
                 DIVERGED,
             )
         first, self.left_out = self.start_step + self.left_out, self.position - self.start_step
-        print(
-            f"warning: {reason}; back to step {self.start_step}, without the batches {first} to {self.position - 1}",
-            file=sys.stderr,
-        )
+        if distributed.is_first():
+            left_out = f"the batches {first} to {self.position - 1}"
+            print(f"warning: {reason}; back to step {self.start_step}, without {left_out}", file=sys.stderr)
         self.writer.cut_after(self.start_step)
         row = {"first_batch_left_out": first, "last_batch_left_out": self.position - 1, "roll_backs": self.roll_backs}
         self.writer.write(self.start_step, row, kind="back")
@@ -356,6 +427,8 @@ class _Run:
             self._save(state, pending, seconds)
 
     def _profile(self, step: int) -> None:
+        if not distributed.is_first():
+            return
         if self.config.profile_steps and step == self.start_step + 10:
             jax.profiler.start_trace(str(self.workdir / "profile"))
         if self.config.profile_steps and step == self.start_step + 10 + self.config.profile_steps:
@@ -365,40 +438,56 @@ class _Run:
 
     def _evaluation_batches(self, source: Source, size: int, frames: int):
         stage = self.config.stage
-        spec = ClipSpec(frames, stage.height, stage.width, stage.fps)
         return evaluation_batches(
-            source.videos, spec, batch_size=size, embeddings=self.embeddings, text_length=stage.text_length
+            source.videos,
+            ClipSpec(frames, stage.height, stage.width, stage.fps),
+            batch_size=size,
+            embeddings=self.embeddings,
+            text_length=stage.text_length,
+            slots=partitioning.batch_slots(self.mesh, size),
         )
+
+    def _jit_look(self, function: Callable) -> Callable:
+        """A program whose results every process can read."""
+
+        def traced(*arguments):
+            with partitioning.activate(self.mesh):
+                return function(*arguments)
+
+        return jax.jit(traced, out_shardings=partitioning.replicated(self.mesh))
 
     def _held_out_loss(self, state: TrainState) -> dict:
         """Mean loss of the EMA weights over the validation clips, with fixed noise."""
         if not hasattr(self, "_evaluate"):
-            self._evaluate = jax.jit(
+            self._evaluate = self._jit_look(
                 lambda params, frozen, batch, key: batch_loss(
                     loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
                 )[1]
             )
         rows, key = [], jax.random.key(0)
-        with self._evaluation_batches(
-            self.validation, max(self.config.batch_size, 1), self.config.stage.train_frames
-        ) as batches:
+        size = max(self.config.batch_size, partitioning.batch_divisor(self.mesh))
+        with self._evaluation_batches(self.validation, size, self.config.stage.train_frames) as batches:
             for number, batch in enumerate(batches):
+                batch = partitioning.put_batch(self.mesh, batch)
                 rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
         return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
 
     def _write_samples(self, state: TrainState, step: int) -> None:
         """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
-        with self._evaluation_batches(self.validation or self.source, 4, self.config.stage.frames) as batches:
-            batch = next(batches)
+        divisor = partitioning.batch_divisor(self.mesh)
+        size = -(-SHOWN // divisor) * divisor
+        with self._evaluation_batches(self.validation or self.source, size, self.config.stage.frames) as batches:
+            batch = partitioning.put_batch(self.mesh, next(batches))
         videos = self._sample(state.ema, batch)
-        folder = self.workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        row = np.concatenate(list(to_uint8(videos)), axis=2)
-        write_video(folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
+        if distributed.is_first():
+            folder = self.workdir / "samples"
+            folder.mkdir(exist_ok=True)
+            row = np.concatenate(list(to_uint8(videos[:SHOWN])), axis=2)
+            write_video(folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
 
     def _sample(self, params, batch: Batch):
         if not hasattr(self, "_sampler"):
-            self._sampler = jax.jit(self.stage.sample_from_batch)
+            self._sampler = self._jit_look(self.stage.sample_from_batch)
         return self._sampler(params, batch)
 
     # Ending.
@@ -419,7 +508,7 @@ class _Run:
 
     def _report_skipped(self, batches: dict) -> None:
         skipped = {path: reason for stream in batches.values() for path, reason in stream.skipped.items()}
-        if skipped:
+        if skipped and distributed.is_first():
             path, reason = next(iter(skipped.items()))
             print(f"{len(skipped)} unreadable files were skipped, the first: {path}: {reason}")
 

@@ -53,6 +53,19 @@ class MetricsWriter:
         self._board.close()
 
 
+class NoWriter:
+    """What the processes other than the first write to: one file has one writer."""
+
+    def write(self, step: int, values: dict, *, kind: str = "train") -> None:
+        pass
+
+    def cut_after(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_rows(path: pathlib.Path) -> list[dict]:
     """The rows of a metrics file; a last line cut by a kill is left out."""
     if not path.exists():
@@ -74,7 +87,9 @@ def _cut_rows_after(path: pathlib.Path, step: int) -> None:
         storage.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def progress_bar(description: str, total: int, done: int = 0) -> tuple[rich.progress.Progress, rich.progress.TaskID]:
+def progress_bar(
+    description: str, total: int, done: int = 0, *, shown: bool = True
+) -> tuple[rich.progress.Progress, rich.progress.TaskID]:
     """A bar with rate and remaining time; silent where the output is no terminal."""
     console = rich.progress.Console(stderr=True)
     bar = rich.progress.Progress(
@@ -86,6 +101,6 @@ def progress_bar(description: str, total: int, done: int = 0) -> tuple[rich.prog
         rich.progress.TextColumn("left"),
         rich.progress.TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )
     return bar, bar.add_task(description, total=total, completed=done, note="")

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from imagen_video_jax import __version__, checkpoint
 from imagen_video_jax.errors import UserError
@@ -27,20 +28,20 @@ def as_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
+def flat(value, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested dicts -> (path with dots, value), JSON-like."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from flat(item, f"{prefix}{name}.")
+    else:
+        yield prefix[:-1], list(value) if isinstance(value, tuple) else value
+
+
 def identity(config) -> dict[str, object]:
     """Every field that may not change on resume, flat, JSON-like."""
-
-    def flat(value, prefix):
-        if isinstance(value, dict):
-            for name, item in value.items():
-                yield from flat(item, f"{prefix}{name}.")
-        else:
-            yield prefix[:-1], list(value) if isinstance(value, tuple) else value
-
-    fields = dict(flat(as_dict(config), ""))
     return {
         name: value
-        for name, value in fields.items()
+        for name, value in flat(as_dict(config))
         if not any(name == free or name.startswith(free + ".") for free in FREE_ON_RESUME)
     }
 

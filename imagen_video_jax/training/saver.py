@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from imagen_video_jax import checkpoint
+from imagen_video_jax import checkpoint, distributed
 from imagen_video_jax.errors import FAILED, UserError
 
 _FAILURES = 2  # one after the other, that end a run
@@ -75,6 +75,6 @@ class Saver:
         """`start` and `wait`; a failure is tried once more."""
         self.start(step, trees, meta)
         self.wait()
-        if self.committed < step:
+        if distributed.from_first(lambda: self.committed < step):
             self.start(step, trees, meta)
             self.wait()

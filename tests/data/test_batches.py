@@ -95,8 +95,7 @@ def test_threads_do_not_change_the_batches(examples, threads):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_hosts_together_see_what_one_host_sees(examples, processes, start):
     whole = take(6, examples, start_step=start)
-    options = {"process_count": processes, "start_step": start}
-    parts = [take(6, examples, process_index=index, **options) for index in range(processes)]
+    parts = [take(6, examples, slots=slots, start_step=start) for slots in np.arange(4).reshape(processes, -1)]
     for name, value in whole.items():
         joined = np.concatenate([p[name].reshape(6, 4 // processes, *value.shape[1:]) for p in parts], axis=1)
         np.testing.assert_array_equal(joined.reshape(value.shape), value, err_msg=name)
@@ -197,7 +196,7 @@ def test_substitutes_do_not_depend_on_threads_hosts_or_resuming(folder, tmp_path
     assert_same(whole, take(8, damaged, threads=3))
     late = take(4, damaged, start_step=4)
     assert_same({name: value[16:] for name, value in whole.items()}, late)
-    half = take(8, damaged, process_index=1, process_count=2)
+    half = take(8, damaged, slots=(2, 3))
     np.testing.assert_array_equal(
         whole["video_BTHWC"].reshape(8, 4, -1)[:, 2:].reshape(16, -1), half["video_BTHWC"].reshape(16, -1)
     )
@@ -274,7 +273,6 @@ def test_images_are_clips_of_one_frame_without_a_rate(tmp_path):
     ("wrong", "match"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 3, "process_count": 2}, "multiple of the 2 processes, got 3"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"text_length": 0}, "text_length at least 1"),
         ({"start_step": -1}, "start_step must be at least 0"),
@@ -324,8 +322,8 @@ def test_over_two_epochs_nothing_is_lost_or_repeated_wherever_it_resumes(example
     """Hosts x threads x resume points: each run is cut once, at a step of its own, and goes on as if it were whole."""
     cut = 1 + (processes + threads) % 4
     rows = []
-    for index in range(processes):
-        options = {"process_index": index, "process_count": processes, "threads": threads}
+    for slots in np.arange(4).reshape(processes, -1):
+        options = {"slots": slots, "threads": threads}
         before = take(cut, examples, **options)["id_B"]
         after = take(5 - cut, examples, start_step=cut, **options)["id_B"]
         rows.append(np.concatenate([before, after]))

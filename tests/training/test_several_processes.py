@@ -1,0 +1,93 @@
+"""One job on 1 process x 8 devices, 2 x 4 and 4 x 2: the same examples, losses and checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_video_jax.data.embed_captions import embed_captions
+from imagen_video_jax.training.metrics import read_rows
+from imagen_video_jax.video import isolated
+from imagen_video_jax.video.files import write_video
+from tests.processes import ended, start
+from tests.text.fake_encoder import FakeEncoder, states_of
+from tests.training import one_process
+from tests.training.one_process import STAGES, STEPS
+
+# Twenty-one programs are compiled, three in each process.
+pytestmark = pytest.mark.slow
+
+
+def level(number: int) -> int:
+    return 20 * number + 7
+
+
+def caption(number: int) -> str:
+    return f"this is {number}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Nine videos and three images of one grey each, the caption says which."""
+    root = tmp_path_factory.mktemp("job")
+    data = root / "data"
+    data.mkdir()
+    for number in range(12):
+        if number < 9:
+            write_video(data / f"{number:02d}.mp4", np.full((32, 12, 20, 3), level(number), np.uint8), fps=24)
+        else:
+            Image.fromarray(np.full((12, 20, 3), level(number), np.uint8)).save(data / f"{number:02d}.png")
+        (data / f"{number:02d}.txt").write_text(caption(number))
+    embed_captions(root / "embeddings", [caption(number) for number in range(12)], FakeEncoder())
+    yield root
+    isolated.close_all()
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """layout -> the results of its processes."""
+    found = {"1x8": [{"states": one_process.train_all("1x8", folder)}]}
+    known = ["1x8"]
+    for processes, devices in ((2, 4), (4, 2)):
+        layout = f"{processes}x{devices}"
+        arguments = ["tests.training.one_process", layout, str(folder), str(devices), *known]
+        for code, _, error in ended(start(processes, lambda _, arguments=arguments: arguments)):
+            assert code == 0, error[-3000:]
+        found[layout] = [json.loads((folder / f"{layout}.{n}.json").read_text()) for n in range(processes)]
+        known.append(layout)
+    return found
+
+
+def test_losses_are_the_same(results, folder):
+    for name in STAGES:
+        rows = {layout: read_rows(folder / f"{layout}-{name}" / "metrics.jsonl") for layout in results}
+        for layout, found in rows.items():
+            assert [row["step"] for row in found] == list(range(1, STEPS + 1)), layout
+            for field in ("loss", "loss_video", "loss_image"):
+                expected = [row[field] for row in rows["1x8"]]
+                np.testing.assert_allclose(
+                    [row[field] for row in found], expected, rtol=1e-5, err_msg=f"{layout} {name}"
+                )
+        assert rows["1x8"][-1]["loss"] != rows["1x8"][0]["loss"]
+
+
+def test_every_example_comes_with_its_own_caption(results):
+    for layout in ("2x4", "4x2"):
+        for result in results[layout]:
+            assert len(result["seen"]) == len(STAGES) * STEPS * 2 * 8 // len(results[layout])
+            for is_video, number, pixel, text in result["seen"]:
+                assert abs(pixel - level(number)) <= 2
+                assert text == states_of(caption(number)).flat[0]
+                assert is_video == (number < 9)
+
+
+def test_a_checkpoint_of_one_layout_is_restored_by_the_others_byte_for_byte(results, folder):
+    states = {layout: found[0]["states"] for layout, found in results.items()}
+    for layout in ("2x4", "4x2"):
+        for result in results[layout]:
+            assert result["states"] == states[layout]
+            for other, hashes in result["restored"].items():
+                assert hashes == states[other], f"{other} restored on {layout}"
+    for other in ("2x4", "4x2"):
+        assert one_process.restored_hashes(other, folder) == states[other]

@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "frames": ("frames",),
     "height": ("height",),
+    "moved_heads": ("height",),  # of attention over the pixels of a frame, where these are not all on one device
     # Parameters: inputs over fsdp, outputs over tensor.
     "conv_in": ("fsdp",),
     "conv_out": ("tensor",),

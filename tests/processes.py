@@ -34,7 +34,7 @@ def start(count: int, command: Callable[[int], Sequence[str]]) -> list[subproces
     ]  # fmt: skip
 
 
-def ended(processes: Sequence[subprocess.Popen], seconds: int = 600) -> list[tuple[int, str, str]]:
+def ended(processes: Sequence[subprocess.Popen], seconds: int = 1800) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each."""
     try:
         outputs = [process.communicate(timeout=seconds) for process in processes]

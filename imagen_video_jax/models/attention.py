@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear
+from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear, foldable
+from imagen_video_jax.partitioning import constrain
 
 
 def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None):
@@ -17,15 +18,41 @@ def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None):
     return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, mask=mask)
 
 
+def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None):
+    """Attention inside each frame, BTQNK.
+
+    Where height is sharded every pixel needs those of the other shards: then each shard takes some of the heads
+    instead, for all pixels, and gives them back.
+    """
+    if foldable():
+        B, T = q_BTQNK.shape[:2]
+        q, k, v = (a.reshape(B * T, *a.shape[2:]) for a in (q_BTQNK, k_BTSNK, v_BTSNK))
+        mask = None if mask_BTS is None else mask_BTS.reshape(B * T, -1)
+        return attend(q, k, v, mask_BS=mask).reshape(q_BTQNK.shape)
+    q, k, v = (constrain(a, "batch", "frames", None, "moved_heads") for a in (q_BTQNK, k_BTSNK, v_BTSNK))
+    y = jax.vmap(lambda q, k, v, mask: attend(q, k, v, mask_BS=mask))(q, k, v, mask_BTS)
+    return constrain(y, "batch", "frames", None, "moved_heads")
+
+
+def attend_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL):
+    """Attention of every pixel to the valid tokens, BTHWNK."""
+    B, T, H, W, N, K = q_BTHWNK.shape
+    if foldable():
+        return attend(q_BTHWNK.reshape(B, T * H * W, N, K), k_BLNK, v_BLNK, mask_BS=mask_BL).reshape(q_BTHWNK.shape)
+    logits = jnp.einsum("bthwnk,blnk->bthwnl", q_BTHWNK, k_BLNK).astype(jnp.float32) * K**-0.5
+    logits = jnp.where(mask_BL[:, None, None, None, None], logits, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bthwnl,blnk->bthwnk", jax.nn.softmax(logits, axis=-1).astype(v_BLNK.dtype), v_BLNK)
+
+
 def attend_frames(q_MTNK, k_MTNK, v_MTNK, bias_NTT):
-    """Attention over T frames at each of M pixels, as two einsums.
+    """Attention over T frames at each pixel (M: any axes before), as two einsums.
 
     Measured on two CPU cores at T = 8: the backward pass is 3 times faster than jax.nn.dot_product_attention and 4 to
     20 times faster than multiply and sum.
     """
-    logits_MNTT = jnp.einsum("mtnk,msnk->mnts", q_MTNK, k_MTNK).astype(jnp.float32) * q_MTNK.shape[-1] ** -0.5
+    logits_MNTT = jnp.einsum("...tnk,...snk->...nts", q_MTNK, k_MTNK).astype(jnp.float32) * q_MTNK.shape[-1] ** -0.5
     weights_MNTT = jax.nn.softmax(logits_MNTT + bias_NTT, axis=-1).astype(v_MTNK.dtype)
-    return jnp.einsum("mnts,msnk->mtnk", weights_MNTT, v_MTNK)
+    return jnp.einsum("...nts,...snk->...tnk", weights_MNTT, v_MTNK)
 
 
 class SpatialAttention(nnx.Module):
@@ -51,22 +78,23 @@ class SpatialAttention(nnx.Module):
     def __call__(self, x_BTHWC, text_BLD, text_mask_BL):
         B, T, H, W, C = x_BTHWC.shape
         N = self.heads
-        h = self.norm(x_BTHWC).reshape(B * T, H * W, C)
-        q = self.query(h).reshape(B * T, H * W, N, C // N)
+        h = self.norm(x_BTHWC)
+        q = constrain(self.query(h), "batch", "frames", "height")
         if not self.pixels:
             k, v = self._text_keys(text_BLD.astype(h.dtype))
-            y = attend(q.reshape(B, T * H * W, N, C // N), k, v, mask_BS=text_mask_BL)
+            y = attend_text(q.reshape(B, T, H, W, N, C // N), k, v, text_mask_BL)
         else:
-            k, v = jnp.split(self.key_value(h).reshape(B * T, H * W, N, 2 * C // N), 2, axis=-1)
+            key_value = constrain(self.key_value(h), "batch", "frames", "height")
+            k, v = jnp.split(key_value.reshape(B, T, H * W, N, 2 * C // N), 2, axis=-1)
             mask = None
             if self.text:
-                text_k, text_v = self._text_keys(text_BLD.astype(h.dtype))
-                k = jnp.concatenate([k, jnp.repeat(text_k, T, axis=0)], axis=1)
-                v = jnp.concatenate([v, jnp.repeat(text_v, T, axis=0)], axis=1)
-                pixels_BS = jnp.ones((B * T, H * W), bool)
-                mask = jnp.concatenate([pixels_BS, jnp.repeat(text_mask_BL, T, axis=0)], axis=1)
-            y = attend(q, k, v, mask_BS=mask)
-        return x_BTHWC + self.out(y.reshape(B, T, H, W, C))
+                text_k, text_v = (jnp.repeat(a[:, None], T, axis=1) for a in self._text_keys(text_BLD.astype(h.dtype)))
+                k, v = jnp.concatenate([k, text_k], axis=2), jnp.concatenate([v, text_v], axis=2)
+                text_mask_BTL = jnp.repeat(text_mask_BL[:, None], T, axis=1)
+                mask = jnp.concatenate([jnp.ones((B, T, H * W), bool), text_mask_BTL], axis=2)
+            y = attend_pixels(q.reshape(B, T, H * W, N, C // N), k, v, mask_BTS=mask)
+        y = constrain(y.reshape(B, T, H, W, C), "batch", "frames", "height")
+        return x_BTHWC + self.out(y)
 
     def _text_keys(self, text_BLD):
         B, L, _ = text_BLD.shape
@@ -89,7 +117,7 @@ class TemporalAttention(nnx.Module):
         B, T, H, W, C = x_BTHWC.shape
         N = self.heads
         qkv = self.query_key_value(self.norm(x_BTHWC)).transpose(0, 2, 3, 1, 4)
-        q, k, v = jnp.split(qkv.reshape(B * H * W, T, N, 3 * C // N), 3, axis=-1)
+        q, k, v = jnp.split(qkv.reshape(B, H, W, T, N, 3 * C // N), 3, axis=-1)
         distance_TT = jnp.arange(T)[None, :] - jnp.arange(T)[:, None]
         distance_TT = jnp.clip(distance_TT, -self.max_distance, self.max_distance) + self.max_distance
         bias_NTT = self.bias[...][:, distance_TT]

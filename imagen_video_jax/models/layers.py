@@ -3,8 +3,8 @@
 Video activations are `x_BTHWC`. Spatial layers fold frames into the batch and temporal layers fold pixels into it,
 because two-dimensional and one-dimensional convolutions run more than twice as fast on a CPU as three-dimensional
 ones. Where frames or height are sharded over the mesh a fold would gather the activation, so there the same kernels run
-as three-dimensional convolutions, whose halo exchange the partitioner knows. `spatial_convolution` and
-`temporal_convolution` make that choice, here and nowhere else.
+as three-dimensional convolutions, whose halo exchange the partitioner knows, and attention keeps its axes apart.
+`foldable` makes that choice, here and nowhere else.
 """
 
 import math
@@ -110,14 +110,15 @@ class TemporalConv(nnx.Module):
         return temporal_convolution(x_BTHWC, kernel) + self.bias[...].astype(x_BTHWC.dtype)
 
 
-def _unfoldable() -> bool:
-    return partitioning.sharded("frames") or partitioning.sharded("height")
+def foldable() -> bool:
+    """Whether frames and pixels may be merged with other axes: not where the mesh splits frames or height."""
+    return not (partitioning.sharded("frames") or partitioning.sharded("height"))
 
 
 def spatial_convolution(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves each frame with kernel (kh, kw, in, out)."""
     B, T, H, W, C = x_BTHWC.shape
-    if _unfoldable():
+    if not foldable():
         return jax.lax.conv_general_dilated(
             x_BTHWC, kernel[None], (1, stride, stride), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
@@ -134,7 +135,7 @@ def spatial_convolution(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> j
 def temporal_convolution(x_BTHWC: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves each pixel over frames with kernel (kt, in, out)."""
     B, T, H, W, C = x_BTHWC.shape
-    if _unfoldable():
+    if not foldable():
         return jax.lax.conv_general_dilated(
             x_BTHWC, kernel[:, None, None], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )

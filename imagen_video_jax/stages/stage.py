@@ -342,7 +342,7 @@ class Stage:
 
         def fresh_noise(index):
             keys = jax.vmap(lambda key: jax.random.fold_in(named_key(key, "step"), index))(keys_B)
-            return normal(keys, shape)
+            return constrain(normal(keys, shape), "batch", "frames", "height")
 
         weights_S = guidance.weights(
             guidance=sampler.guidance,
@@ -409,11 +409,13 @@ class Stage:
 
     def _guided(self, params, conditions, opposite, sampler, weight, z, logsnr, memory):
         """Guidance in one doubled batch: (x, memory)."""
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, opposite)
-        doubled = jnp.concatenate([z, z])
-        conditional, unconditional = jnp.split(
-            self.estimate(params, doubled, jnp.full((doubled.shape[0],), logsnr), both), 2
+        # The two of an example lie beside each other: on one device, however the batch is sharded.
+        B = z.shape[0]
+        both, doubled = jax.tree.map(
+            lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * B, *a.shape[1:]), (conditions, z), (opposite, z)
         )
+        x = self.estimate(params, doubled, jnp.full((2 * B,), logsnr), both).reshape(B, 2, *z.shape[1:])
+        conditional, unconditional = x[:, 0], x[:, 1]
         if sampler.rule == "apg":
             x, memory = guidance.projected(
                 conditional=conditional,

@@ -1,0 +1,188 @@
+"""How much memory a program needs on one chip, told from its jaxpr alone: an analytic model, not a compiler.
+
+The equations are walked in order. What matrix products, convolutions, reductions, joins and random numbers give is
+stored; an element-wise value of one stored value is not (the compiler computes it where it is read) and keeps that value
+alive instead; one of several is stored, in the place of one of them if that is not read again. A value lives until its
+last reading, and the peak is the largest sum of what lives at once. Weights that are sharded are whole while they are
+read. `planning.py` says how far from the compiler this is.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+
+from imagen_video_jax.chips import inner_jaxprs
+
+# Run once, where they stand: their equations are walked as if written out.
+CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "core_call"}
+STORED = {
+    "conv_general_dilated", "dot_general", "concatenate", "gather", "scatter", "scatter-add", "sort", "random_bits",
+    "random_wrap", "threefry2x32", "dynamic_update_slice", "reduce_sum", "reduce_max", "reduce_min", "argmax", "cumsum",
+    "reduce_window_sum", "top_k", "scan", "while", "cond", "pad", "erf_inv",
+}  # fmt: skip
+PRODUCTS = {"conv_general_dilated", "dot_general"}
+TILES = {1: (32, 128), 2: (16, 128), 4: (8, 128), 8: (8, 128)}
+
+
+@dataclasses.dataclass(eq=False)
+class _Value:
+    """An array: `size` bytes if stored; the stored values it is made of otherwise."""
+
+    size: float
+    roots: tuple["_Value", ...] = ()
+    weight: bool = False
+    last: int = -1
+
+    @property
+    def stored(self) -> tuple["_Value", ...]:
+        return self.roots if self.roots else (self,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One equation: what it reads, what it stores, and bytes that it needs only while it runs."""
+
+    reads: tuple[_Value, ...]
+    writes: tuple[_Value, ...]
+    passing: float
+    in_place: bool
+
+
+def padded_bytes(shape: tuple[int, ...], itemsize: int) -> float:
+    """Bytes of an array in a TPU's tiles, in the layout that wastes least."""
+    size = math.prod(shape) * itemsize
+    if len(shape) < 2 or not size:
+        return size
+    rows, lanes = TILES.get(itemsize, (8, 128))
+    best = math.inf
+    for lane, width in enumerate(shape):
+        for row, height in enumerate(shape):
+            if row != lane:
+                waste = _round(width, lanes) / width * _round(height, rows if height >= rows else 1) / height
+                best = min(best, waste)
+    return size * best
+
+
+def _round(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def peak_bytes(
+    closed: core.ClosedJaxpr,
+    *,
+    weights: list[bool],
+    gathered: list[float],
+    results: list[float | None],
+    share: float = 1.0,
+    size_of: Callable[[tuple[int, ...], int], float] = padded_bytes,
+) -> float:
+    """Bytes that live at once beside the arguments.
+
+    Args:
+      closed: the program, at the shapes that one chip sees, except for axes that `share` speaks of.
+      weights: for each argument whether it is a parameter.
+      gathered: for each argument the bytes that reading it takes while it is read (0: it lies there whole).
+      results: bytes of each result, where they are known otherwise (a sharded gradient).
+      share: part of every activation that a chip holds.
+    """
+    walk = _Walk(share, size_of)
+    arguments = [_Value(size=extra, weight=weight) for weight, extra in zip(weights, gathered, strict=True)]
+    outputs = walk.run(closed.jaxpr, [*arguments], closed.consts)
+    kept = set()
+    for output, size in zip(outputs, results, strict=True):
+        for root in output.stored:
+            if root not in arguments:
+                root.last = len(walk.steps)
+                if size is not None and root not in kept:
+                    root.size = size
+                kept.add(root)
+    return _sweep(walk.steps, set(arguments))
+
+
+class _Walk:
+    """Equations -> steps in order."""
+
+    def __init__(self, share: float, size_of):
+        self.steps: list[_Step] = []
+        self.share, self.size_of = share, size_of
+
+    def run(self, jaxpr: core.Jaxpr, arguments: list[_Value], consts=()) -> list[_Value]:
+        values: dict = dict(zip(jaxpr.invars, arguments, strict=True))
+        values.update((var, _Value(0.0, weight=True)) for var in jaxpr.constvars)
+
+        def read(atom):
+            return _Value(0.0, weight=True) if isinstance(atom, core.Literal) else values[atom]
+
+        for equation in jaxpr.eqns:
+            reads = [read(atom) for atom in equation.invars]
+            bodies = list(inner_jaxprs(equation))
+            if equation.primitive.name in CALLS and bodies and len(bodies[0].invars) == len(reads):
+                written = self.run(bodies[0], reads)
+            else:
+                written = self._equation(equation, reads, bodies)
+            values.update(zip(equation.outvars, written))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation, reads: list[_Value], bodies) -> list[_Value]:
+        name = equation.primitive.name
+        weight = all(value.weight for value in reads)
+        sizes = [self._bytes(var.aval, weight) for var in equation.outvars]
+        roots = tuple({id(root): root for value in reads for root in value.stored if root.size}.values())
+        if name not in STORED and (weight or sum(root.size for root in roots) <= 1.01 * max(sizes)) and roots:
+            return [_Value(size, roots=roots, weight=weight) for size in sizes]
+        writes = tuple(_Value(size, weight=weight) for size in sizes)
+        passing = sum(_Inner(self.share, self.size_of).peak(body) for body in bodies[:1])
+        if name in PRODUCTS:
+            # What is larger than what it is made of is written out for a product to read.
+            passing += sum(value.size for value in reads if value.roots and value.size > 1.5 * _total(value.roots))
+        self._append(_Step(roots, writes, passing, in_place=name not in STORED))
+        return list(writes)
+
+    def _append(self, step: _Step) -> None:
+        for value in (*step.reads, *step.writes):
+            value.last = len(self.steps)
+        self.steps.append(step)
+
+    def _bytes(self, aval, weight: bool) -> float:
+        if not hasattr(aval, "shape"):
+            return 0.0
+        itemsize = getattr(aval.dtype, "itemsize", 4)
+        return self.size_of(aval.shape, itemsize) * (1.0 if weight else self.share)
+
+
+class _Inner(_Walk):
+    """The body of a loop or branch, whose own arguments live outside."""
+
+    def __init__(self, share: float, size_of):
+        super().__init__(share, size_of)
+
+    def peak(self, jaxpr: core.Jaxpr) -> float:
+        arguments = [_Value(0.0) for _ in jaxpr.invars]
+        for output in self.run(jaxpr, arguments):
+            for root in output.stored:
+                root.last = len(self.steps)
+        return _sweep(self.steps, set(arguments))
+
+
+def _total(values) -> float:
+    return sum(value.size for value in values)
+
+
+def _sweep(steps: list[_Step], arguments: set[_Value]) -> float:
+    """The largest sum of living bytes; an argument counts (its gathered form) only while it is read."""
+    living, peak, ending = 0.0, 0.0, {}
+    for number, step in enumerate(steps):
+        passing = step.passing + _total(value for value in step.reads if value in arguments)
+        freed = ending.pop(number, 0.0)
+        reads_dying = _total(v for v in set(step.reads) - arguments if v.last == number)
+        written = _total(step.writes)
+        reused = min(reads_dying, written) if step.in_place else 0.0
+        peak = max(peak, living + written + passing - reused)
+        living += written
+        for value in step.writes:
+            ending[value.last] = ending.get(value.last, 0.0) + value.size
+        living -= freed + (ending.pop(number, 0.0))
+    return peak

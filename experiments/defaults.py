@@ -67,6 +67,7 @@ def training(name: str, scale: str) -> ConfigDict:
                 "guard": {"in_a_row": 10, "roll_backs": 3, "spike_sigma": 10.0, "window": 100},
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
+            "sample_mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
         }
     )
     config.stage.update(

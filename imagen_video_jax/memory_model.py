@@ -1,17 +1,16 @@
 """How much memory a program needs on one chip, told from its jaxpr alone: an analytic model, not a compiler.
 
 The equations are walked in order. What matrix products, convolutions, reductions, joins and random numbers give is
-stored; an element-wise value of one stored value is not (the compiler computes it where it is read) and keeps that value
-alive instead; one of several is stored, in the place of one of them if that is not read again. A value lives until its
-last reading, and the peak is the largest sum of what lives at once. Weights that are sharded are whole while they are
-read. `planning.py` says how far from the compiler this is.
+stored. An element-wise value of one stored value is not (the compiler computes it where it is read) and keeps that
+value alive instead; one of several is stored, in the place of one of them if that is not read again. A value lives
+until its last reading, and the peak is the largest sum of what lives at once. Weights that are sharded are whole while
+they are read. How far from the compiler this is, is measured in launch/PLANS.md.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import jax
 from jax.extend import core
 
 from imagen_video_jax.chips import inner_jaxprs
@@ -66,40 +65,54 @@ def padded_bytes(shape: tuple[int, ...], itemsize: int) -> float:
     return size * best
 
 
+def plain_bytes(shape: tuple[int, ...], itemsize: int) -> float:
+    """Bytes of an array without padding."""
+    return float(math.prod(shape) * itemsize)
+
+
 def _round(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def peak_bytes(
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Attributes: peak, bytes that live at once beside the arguments; moved, bytes that are read and written."""
+
+    peak: float
+    moved: float
+
+
+def usage_of(
     closed: core.ClosedJaxpr,
     *,
-    weights: list[bool],
-    gathered: list[float],
-    results: list[float | None],
+    weights: Sequence[bool],
+    whole: Sequence[float],
+    gathered: Sequence[float],
+    results: Sequence[float | None],
     share: float = 1.0,
     size_of: Callable[[tuple[int, ...], int], float] = padded_bytes,
-) -> float:
-    """Bytes that live at once beside the arguments.
+) -> Usage:
+    """What a run of a program needs and moves on one chip.
 
     Args:
       closed: the program, at the shapes that one chip sees, except for axes that `share` speaks of.
       weights: for each argument whether it is a parameter.
-      gathered: for each argument the bytes that reading it takes while it is read (0: it lies there whole).
+      whole: for each argument the bytes that one reading reads.
+      gathered: for each argument the bytes that lie beside it while it is read (0: it lies there whole).
       results: bytes of each result, where they are known otherwise (a sharded gradient).
       share: part of every activation that a chip holds.
     """
     walk = _Walk(share, size_of)
-    arguments = [_Value(size=extra, weight=weight) for weight, extra in zip(weights, gathered, strict=True)]
-    outputs = walk.run(closed.jaxpr, [*arguments], closed.consts)
-    kept = set()
+    arguments = [_Value(size, weight=weight) for size, weight in zip(whole, weights, strict=True)]
+    outputs = walk.run(closed.jaxpr, arguments)
+    resized = set()
     for output, size in zip(outputs, results, strict=True):
-        for root in output.stored:
-            if root not in arguments:
-                root.last = len(walk.steps)
-                if size is not None and root not in kept:
-                    root.size = size
-                kept.add(root)
-    return _sweep(walk.steps, set(arguments))
+        for root in set(output.stored).difference(arguments):
+            root.last = len(walk.steps)
+            if size is not None and root not in resized:
+                root.size = size
+                resized.add(root)
+    return Usage(_sweep(walk.steps, dict(zip(arguments, gathered))), walk.moved)
 
 
 class _Walk:
@@ -107,11 +120,12 @@ class _Walk:
 
     def __init__(self, share: float, size_of):
         self.steps: list[_Step] = []
+        self.moved = 0.0
         self.share, self.size_of = share, size_of
 
-    def run(self, jaxpr: core.Jaxpr, arguments: list[_Value], consts=()) -> list[_Value]:
+    def run(self, jaxpr: core.Jaxpr, arguments: list[_Value]) -> list[_Value]:
         values: dict = dict(zip(jaxpr.invars, arguments, strict=True))
-        values.update((var, _Value(0.0, weight=True)) for var in jaxpr.constvars)
+        values.update((variable, _Value(0.0, weight=True)) for variable in jaxpr.constvars)
 
         def read(atom):
             return _Value(0.0, weight=True) if isinstance(atom, core.Literal) else values[atom]
@@ -129,60 +143,62 @@ class _Walk:
     def _equation(self, equation, reads: list[_Value], bodies) -> list[_Value]:
         name = equation.primitive.name
         weight = all(value.weight for value in reads)
-        sizes = [self._bytes(var.aval, weight) for var in equation.outvars]
+        sizes = [self._bytes(variable.aval, weight) for variable in equation.outvars]
         roots = tuple({id(root): root for value in reads for root in value.stored if root.size}.values())
-        if name not in STORED and (weight or sum(root.size for root in roots) <= 1.01 * max(sizes)) and roots:
+        if name not in STORED and roots and (weight or _total(roots) <= 1.01 * max(sizes)):
             return [_Value(size, roots=roots, weight=weight) for size in sizes]
         writes = tuple(_Value(size, weight=weight) for size in sizes)
-        passing = sum(_Inner(self.share, self.size_of).peak(body) for body in bodies[:1])
+        passing = self._inside(equation, bodies)
         if name in PRODUCTS:
             # What is larger than what it is made of is written out for a product to read.
-            passing += sum(value.size for value in reads if value.roots and value.size > 1.5 * _total(value.roots))
+            spread = _total(value for value in reads if value.roots and value.size > 1.5 * _total(value.roots))
+            passing += spread
+            self.moved += 2 * spread
         self._append(_Step(roots, writes, passing, in_place=name not in STORED))
         return list(writes)
+
+    def _inside(self, equation, bodies) -> float:
+        """The peak inside a loop or a branch, whose own arguments live outside."""
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        peak = 0.0
+        for body in bodies:
+            inner = _Walk(self.share, self.size_of)
+            arguments = [_Value(self._bytes(variable.aval, False)) for variable in body.invars]
+            for output in inner.run(body, arguments):
+                for root in output.stored:
+                    root.last = len(inner.steps)
+            peak = max(peak, _sweep(inner.steps, dict.fromkeys(arguments, 0.0)))
+            self.moved += inner.moved * turns
+        return peak
 
     def _append(self, step: _Step) -> None:
         for value in (*step.reads, *step.writes):
             value.last = len(self.steps)
+            self.moved += value.size
         self.steps.append(step)
 
     def _bytes(self, aval, weight: bool) -> float:
         if not hasattr(aval, "shape"):
             return 0.0
-        itemsize = getattr(aval.dtype, "itemsize", 4)
-        return self.size_of(aval.shape, itemsize) * (1.0 if weight else self.share)
-
-
-class _Inner(_Walk):
-    """The body of a loop or branch, whose own arguments live outside."""
-
-    def __init__(self, share: float, size_of):
-        super().__init__(share, size_of)
-
-    def peak(self, jaxpr: core.Jaxpr) -> float:
-        arguments = [_Value(0.0) for _ in jaxpr.invars]
-        for output in self.run(jaxpr, arguments):
-            for root in output.stored:
-                root.last = len(self.steps)
-        return _sweep(self.steps, set(arguments))
+        return self.size_of(aval.shape, getattr(aval.dtype, "itemsize", 4)) * (1.0 if weight else self.share)
 
 
 def _total(values) -> float:
     return sum(value.size for value in values)
 
 
-def _sweep(steps: list[_Step], arguments: set[_Value]) -> float:
-    """The largest sum of living bytes; an argument counts (its gathered form) only while it is read."""
+def _sweep(steps: list[_Step], arguments: dict[_Value, float]) -> float:
+    """The largest sum of living bytes; `arguments` live elsewhere and count what reading them takes."""
     living, peak, ending = 0.0, 0.0, {}
     for number, step in enumerate(steps):
-        passing = step.passing + _total(value for value in step.reads if value in arguments)
-        freed = ending.pop(number, 0.0)
-        reads_dying = _total(v for v in set(step.reads) - arguments if v.last == number)
+        read = set(step.reads)
+        passing = step.passing + sum(arguments.get(value, 0.0) for value in read)
         written = _total(step.writes)
-        reused = min(reads_dying, written) if step.in_place else 0.0
+        dying = _total(value for value in read if value.last == number and value not in arguments)
+        reused = min(dying, written) if step.in_place else 0.0
         peak = max(peak, living + written + passing - reused)
         living += written
         for value in step.writes:
             ending[value.last] = ending.get(value.last, 0.0) + value.size
-        living -= freed + (ending.pop(number, 0.0))
+        living -= ending.pop(number, 0.0)
     return peak

@@ -36,7 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each mesh axis; `data=-1` takes what the others leave."""
+    """Devices along each mesh axis; one axis may be -1 and takes what the others leave."""
 
     data: int = -1
     fsdp: int = 1
@@ -44,24 +44,28 @@ class MeshShape:
     frames: int = 1
     height: int = 1
 
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """Sizes in the order of MESH_AXES on `devices` devices (their product may be another number)."""
+        sizes = [getattr(self, axis) for axis in MESH_AXES]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(
+                f"mesh axes must be at least 1 (one may be -1: the rest), got {dict(zip(MESH_AXES, sizes))}"
+            )
+        rest = int(np.prod([size for size in sizes if size != -1]))
+        return tuple(max(devices // rest, 1) if size == -1 else size for size in sizes)
+
 
 def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     """A mesh over all devices, or over the first ones where a single process names fewer; UserError for too many."""
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(shape, axis) for axis in MESH_AXES]
-    if any(size < 1 for size in sizes[1:]) or sizes[0] == 0 or sizes[0] < -1:
-        raise UserError(f"mesh axes must be at least 1 (data may be -1), got {dict(zip(MESH_AXES, sizes))}")
-    rest = int(np.prod(sizes[1:]))
-    if sizes[0] == -1:
-        sizes[0] = max(len(devices) // rest, 1)
-    if sizes[0] * rest < len(devices) and jax.process_count() == 1:
-        devices = devices[: sizes[0] * rest]
-    if sizes[0] * rest != len(devices):
-        raise UserError(
-            f"the mesh {dict(zip(MESH_AXES, sizes))} needs {sizes[0] * rest} devices, this machine has {len(devices)}"
-        )
+    sizes = shape.sizes(len(devices))
+    needed = int(np.prod(sizes))
+    if needed < len(devices) and jax.process_count() == 1:
+        devices = devices[:needed]
+    if needed != len(devices):
+        raise UserError(f"the mesh {dict(zip(MESH_AXES, sizes))} needs {needed} devices, there are {len(devices)}")
     # Auto: the partitioner propagates shardings; jax's own default (Explicit) would ask for them at every operation.
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:

@@ -1,58 +1,294 @@
-"""The exact programs of a run, as shapes: the train step, and one denoiser call of sampling, on a named slice."""
+"""What a run needs on a named slice, before it is paid for: memory, FLOPs, time, cost, and what would fit better.
+
+Time is a roofline: the longest of computing at the chip's peak, moving at its memory's bandwidth, and receiving over
+its links. Nothing runs so fast; it bounds what can be reached, and MFU from above.
+"""
 
 import dataclasses
-import functools
-from collections.abc import Callable
+import math
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jax.sharding import AbstractMesh, AxisType
 
 from imagen_video_jax import partitioning
-from imagen_video_jax.batch import Batch
-from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.chips import GIB, Topology, slices
+from imagen_video_jax.compiling import Compiled, TooLarge, compile_program, devices_of
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.estimating import Estimate, estimate_sample, estimate_train, stage_of
+from imagen_video_jax.functional import parameter_count
+from imagen_video_jax.partitioning import MESH_AXES, MeshShape
+from imagen_video_jax.programs import check_divisible, sample_program, train_program
 from imagen_video_jax.training.loop import TrainConfig
-from imagen_video_jax.training.optimizer import direction
-from imagen_video_jax.training.state import abstract_state
-from imagen_video_jax.training.step import make_train_step
+
+MODES = ("train", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    function: Callable
-    arguments: tuple
-    donated: tuple[int, ...]
+class Request:
+    """What to plan.
 
-    def lower(self):
-        return jax.jit(self.function, donate_argnums=self.donated).lower(*self.arguments)
+    Attributes:
+      config, topology: the run and where.
+      mode: "train" (a step) or "sample" (one denoiser call).
+      given: config fields that the person set: these are never changed to fit the mesh.
+      price: of a chip for an hour, in any currency.
+      videos: sampled at once; 0 for one on each part of the batch.
+    """
 
-
-def train_program(config: TrainConfig, mesh) -> Program:
-    stage = Stage(config.stage)
-    step = make_train_step(stage, config.optimizer, config.step)
-
-    def traced(*arguments):
-        with partitioning.activate(mesh):
-            return step(*arguments)
-
-    sizes = {"video": (config.batch_size, config.stage.train_frames), "image": (config.image_batch_size, 1)}
-    batches = {kind: abstract_batch(config, mesh, *size) for kind, size in sizes.items() if size[0]}
-    state = abstract_state(stage, direction(config.optimizer), mesh)
-    state = jax.tree.map(lambda l: l, state)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return Program(traced, (state, batches, key, jax.ShapeDtypeStruct((), jnp.float32)), (0,))
+    config: TrainConfig
+    topology: Topology
+    mode: str = "train"
+    given: frozenset[str] = frozenset()
+    price: float | None = None
+    videos: int = 0
 
 
-def abstract_batch(config, mesh, size, frames):
-    sharding = partitioning.batch_sharding(mesh)
-    stage = config.stage
+def plan(request: Request, *, quick: bool) -> dict:
+    """The plan as one flat-keyed dict of plain values (see README.md)."""
+    request, notes = fit_batch(request)
+    estimate = estimate_of(request)
+    found = estimate if quick else _compile(request)
+    if isinstance(found, TooLarge):
+        notes.append(f"the compiler gave up: {found.message}")
+    chip = request.topology.chip
+    memory = _memory(found)
+    missing = max(memory.get("allocated", memory["peak"]) - chip.memory, 0.0)
+    return {
+        "topology": str(request.topology),
+        "chips": request.topology.chips,
+        "mode": request.mode,
+        "source": "quick" if quick else "compiled",
+        "parameters": parameter_count(stage_of(request.config.stage).network.abstract),
+        "fits": missing == 0.0,
+        "missing_bytes_per_chip": missing,
+        "bytes_per_chip": memory | {"memory": chip.memory},
+        "quick_bytes_per_chip": _memory(estimate),
+        **_work(request, found, estimate),
+        "mesh": dict(zip(MESH_AXES, sizes_of(request))),
+        **_batch(request),
+        "suggestions": suggest(request, fits=missing == 0.0),
+        "notes": notes,
+    }
 
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
 
-    return Batch(
-        video_BTHWC=array(np.uint8, frames, stage.height, stage.width, 3),
-        text_BLD=array(np.float32, stage.text_length, stage.network.text_width),
-        text_mask_BL=array(np.bool_, stage.text_length),
-        fps_B=array(np.float32), id_B=array(np.int32), valid_B=array(np.bool_),
+# The mesh and the batch.
+
+
+def mesh_shape(request: Request) -> MeshShape:
+    return request.config.mesh if request.mode == "train" else request.config.sample_mesh
+
+
+def sizes_of(request: Request) -> tuple[int, ...]:
+    """Devices along each axis; UserError where their product is not the slice."""
+    field = "mesh" if request.mode == "train" else "sample_mesh"
+    sizes = mesh_shape(request).sizes(request.topology.chips)
+    if math.prod(sizes) != request.topology.chips:
+        raise UserError(
+            f"config.{field} {dict(zip(MESH_AXES, sizes))} makes {math.prod(sizes)} devices, {request.topology} has "
+            f"{request.topology.chips}; set one axis to -1 to take the rest"
+        )
+    return sizes
+
+
+def abstract_mesh(request: Request) -> AbstractMesh:
+    return AbstractMesh(sizes_of(request), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def fit_batch(request: Request) -> tuple[Request, list[str]]:
+    """The request with a batch that the mesh divides, and what was changed; UserError where the person set it."""
+    mesh, config, notes = abstract_mesh(request), request.config, []
+    divisor = partitioning.batch_divisor(mesh)
+    if request.mode == "sample":
+        videos = request.videos or divisor
+        if videos % divisor:
+            raise UserError(f"--videos {videos} must be divisible by {divisor} (data x fsdp devices)")
+        return dataclasses.replace(request, videos=videos), notes
+    if "step.accumulate" not in request.given and (parts := _parts_that_divide(config, divisor)):
+        if parts != config.step.accumulate:
+            notes.append(f"planned, and to be trained, with --config.step.accumulate={parts}, so that batches divide")
+        config = dataclasses.replace(config, step=dataclasses.replace(config.step, accumulate=parts))
+    divisor *= config.step.accumulate
+    for field in ("batch_size", "image_batch_size"):
+        size = getattr(config, field)
+        if size % divisor and field not in request.given:
+            rounded = -(-size // divisor) * divisor
+            notes.append(f"{field} {size} does not divide; planned, and to be trained, with --config.{field}={rounded}")
+            config = dataclasses.replace(config, **{field: rounded})
+    check_divisible(config, mesh)
+    return dataclasses.replace(request, config=config), notes
+
+
+def _parts_that_divide(config: TrainConfig, divisor: int) -> int | None:
+    """The accumulation of the config or the next smaller one (halving) that divides its batches; None for none."""
+    parts, sizes = config.step.accumulate, [config.batch_size, config.image_batch_size]
+    while parts and any(size % (divisor * parts) for size in sizes):
+        parts //= 2
+    return parts or None
+
+
+def _batch(request: Request) -> dict:
+    if request.mode == "sample":
+        return {"videos": request.videos}
+    config = request.config
+    return {
+        "batch_size": config.batch_size,
+        "image_batch_size": config.image_batch_size,
+        "accumulate": config.step.accumulate,
+    }
+
+
+# Costs.
+
+
+def estimate_of(request: Request) -> Estimate:
+    mesh, tiles = abstract_mesh(request), request.topology.chip.tpu
+    if request.mode == "train":
+        return estimate_train(request.config, mesh, tiles=tiles)
+    return estimate_sample(request.config, mesh, request.videos, tiles=tiles)
+
+
+def _compile(request: Request) -> Compiled | TooLarge:
+    mesh = partitioning.make_mesh(mesh_shape(request), devices_of(request.topology))
+    if request.mode == "train":
+        return compile_program(train_program(request.config, mesh))
+    return compile_program(sample_program(request.config, mesh, request.videos))
+
+
+def _memory(found: Estimate | Compiled | TooLarge) -> dict[str, float]:
+    if isinstance(found, TooLarge):
+        return {"peak": found.needed}
+    allocated = {"allocated": found.allocated} if isinstance(found, Compiled) else {}
+    return {"arguments": found.arguments, "temporaries": found.temporaries, **allocated, "peak": found.peak}
+
+
+def _work(request: Request, found, estimate: Estimate) -> dict:
+    """FLOPs, time and cost of a step or call and of the whole experiment."""
+    chip, chips = request.topology.chip, request.topology.chips
+    moved, collectives = _traffic(request, found, estimate)
+    times = {
+        "compute": estimate.cost.flops / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "links": sum(collectives.values()) / chip.links if chips > 1 else 0.0,
+    }
+    seconds = max(times.values())
+    steps = request.config.steps if request.mode == "train" else request.config.stage.sampler.steps
+    hours = steps * seconds * chips / 3600
+    cost = {} if request.price is None else {"price_per_chip_hour": request.price, "cost": hours * request.price}
+    return {
+        "flops_per_chip": {
+            "jaxpr": estimate.cost.flops,
+            "useful": estimate.cost.useful,
+            "recomputed": estimate.cost.recomputed,
+            "compiler": found.flops if isinstance(found, Compiled) else None,
+        },
+        "bytes_moved_per_chip": moved,
+        "collective_bytes_per_chip": collectives,
+        "roofline_seconds": seconds,
+        "roofline": times | {"bound": max(times, key=times.get)},
+        "mfu_bound": estimate.cost.useful / (seconds * chip.flops),
+        "steps": steps,
+        "chip_hours": hours,
+        **cost,
+        **({"compile_seconds": found.seconds} if isinstance(found, Compiled) else {}),
+    }
+
+
+def _traffic(request: Request, found, estimate: Estimate) -> tuple[float, dict[str, float]]:
+    if not isinstance(found, Compiled):
+        return estimate.moved, estimate.collectives
+    # The compiler counts a loop's body once: the parts of an accumulated step are such a loop, the update is not.
+    parts = request.config.step.accumulate if request.mode == "train" else 1
+    update = min(2.0 * found.arguments, found.bytes_moved)
+    return update + (found.bytes_moved - update) * parts, found.collectives
+
+
+# What would fit better.
+
+
+def suggest(request: Request, *, fits: bool) -> dict:
+    """The smallest slice of this chip that would do, and what makes a run fit that does not; all by estimate."""
+    found = {}
+    smallest = smallest_slice(request)
+    found["smallest_slice"] = None if smallest is None else str(smallest.topology)
+    if smallest is not None and request.mode == "train" and smallest.config.step != request.config.step:
+        found["smallest_slice_accumulate"] = smallest.config.step.accumulate
+    if fits or request.mode == "sample":
+        return found
+    for accumulate in _accumulations(request):
+        if _fits(changed := _with_accumulate(request, accumulate)):
+            found["accumulate"] = changed.config.step.accumulate
+            return found
+    found["batch_size"] = largest_batch(request)
+    network = request.config.stage.network
+    if not network.remat:
+        stage = dataclasses.replace(request.config.stage, network=dataclasses.replace(network, remat=True))
+        found["remat"] = _fits(dataclasses.replace(request, config=dataclasses.replace(request.config, stage=stage)))
+    return found
+
+
+def smallest_slice(request: Request) -> Request | None:
+    """The request on the smallest slice on which it fits, at most one example a chip at a time if it must."""
+    for topology in slices(request.topology.chip):
+        try:
+            smaller, _ = fit_batch(dataclasses.replace(request, topology=topology))
+        except UserError:  # the mesh, or a batch that the person set, does not divide here
+            continue
+        if not _state_fits(smaller):
+            continue
+        for candidate in (smaller, *(_with_accumulate(smaller, parts) for parts in _accumulations(smaller)[-1:])):
+            if _fits(candidate):
+                return candidate
+    return None
+
+
+def largest_batch(request: Request) -> int | None:
+    """The largest halving of the batch that fits; None when not even one clip a chip does."""
+    config = request.config
+    divisor = partitioning.batch_divisor(abstract_mesh(request)) * config.step.accumulate
+    size = config.batch_size // 2
+    while size >= divisor and size % divisor == 0:
+        images = max(config.image_batch_size * size // config.batch_size // divisor, 1) * divisor
+        smaller = dataclasses.replace(config, batch_size=size, image_batch_size=images)
+        if _fits(dataclasses.replace(request, config=smaller)):
+            return size
+        size //= 2
+    return None
+
+
+def _accumulations(request: Request) -> list[int]:
+    """Larger numbers of parts, doubling, into which the batch of `request` can be cut."""
+    if request.mode != "train":
+        return []
+    config, divisor = request.config, partitioning.batch_divisor(abstract_mesh(request))
+    sizes = [size for size in (config.batch_size, config.image_batch_size) if size]
+    parts, found = config.step.accumulate * 2, []
+    while all(size % (parts * divisor) == 0 for size in sizes):
+        found.append(parts)
+        parts *= 2
+    return found
+
+
+def _with_accumulate(request: Request, parts: int) -> Request:
+    step = dataclasses.replace(request.config.step, accumulate=parts)
+    return dataclasses.replace(request, config=dataclasses.replace(request.config, step=step))
+
+
+def _fits(request: Request) -> bool:
+    return estimate_of(request).peak <= request.topology.chip.memory
+
+
+def _state_fits(request: Request) -> bool:
+    """A quick look before anything is traced: parameters alone, four times in training."""
+    mesh = abstract_mesh(request)
+    network = stage_of(request.config.stage).network
+    shards = partitioning.shardings_of(mesh, network.abstract, network.axes)
+    own = sum(
+        4.0 * math.prod(sharding.shard_shape(leaf.shape))
+        for leaf, sharding in zip(jax.tree.leaves(network.abstract), jax.tree.leaves(shards), strict=True)
     )
+    return own * (4 if request.mode == "train" else 1) <= request.topology.chip.memory
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"

@@ -48,6 +48,7 @@ class TrainConfig:
 
     Attributes:
       stage, optimizer, step, mesh: see their classes.
+      sample_mesh: on which `plan` lays sampling.
       data, validation: folders of captioned videos and images (validation may be empty: no held-out loss).
       embeddings: embedding cache of their captions; without it they are embedded by `encoder` into the user cache.
       steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
@@ -68,6 +69,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     mesh: MeshShape = MeshShape()
+    sample_mesh: MeshShape = MeshShape()
     data: str = ""
     validation: str = ""
     embeddings: str = ""

@@ -31,7 +31,10 @@ class TrainState:
 
 
 def initial_state(stage: Stage, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = stage.init(key)
+    return _of_params(stage.init(key), optimizer)
+
+
+def _of_params(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -43,7 +46,7 @@ def initial_state(stage: Stage, optimizer: optax.GradientTransformation, key: ja
 
 def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a state; an optimizer moment is laid out like its parameter."""
-    shapes = jax.eval_shape(lambda: initial_state(stage, optimizer, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda params: _of_params(params, optimizer), stage.network.abstract)
     params = partitioning.shardings_of(mesh, stage.network.abstract, stage.network.axes)
     # Optimizer state holds trees shaped like the parameters (Adam), recognised by path and shape.
     by_path = {}

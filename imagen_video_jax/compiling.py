@@ -1,0 +1,190 @@
+"""Ahead-of-time compilation for a TPU slice that is not there, and what the compiled program says of itself.
+
+libtpu holds the real TPU compiler and needs no TPU. Its counts are per chip; it counts the body of a loop once.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import jax
+
+from imagen_video_jax.chips import Topology
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.programs import Program
+
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+_ITEM_BITS = {"pred": 8, "token": 0, "c64": 64, "c128": 128}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a program needs on each chip.
+
+    Attributes:
+      arguments, results, aliased, temporaries: bytes of its memory; aliased results lie in donated arguments.
+      peak: the compiler's own: what lives at once at most, wherever (small values live on the chip, beside its memory).
+      flops, bytes_moved: the compiler's count, the body of a loop once.
+      collectives: kind -> bytes that one run receives, loops counted as often as they turn.
+      gathers: (bytes, operation name) of each all-gather, the largest first.
+      seconds: that the compilation took.
+    """
+
+    arguments: int
+    results: int
+    aliased: int
+    temporaries: int
+    peak: int
+    flops: float
+    bytes_moved: float
+    collectives: dict[str, float]
+    gathers: tuple[tuple[float, str], ...]
+    seconds: float
+
+    @property
+    def allocated(self) -> int:
+        """What the program takes of a chip's memory while it runs."""
+        return self.arguments + self.results - self.aliased + self.temporaries
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+    """The compiler gave up: bytes it would have needed, and its own words."""
+
+    needed: float
+    message: str
+
+
+def devices_of(topology: Topology) -> list:
+    """The devices of a slice that is not there; UserError without libtpu or for what it does not know."""
+    if not topology.chip.tpu:
+        raise UserError(f"{topology} cannot be compiled for without its GPUs; use --quick")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError("plan needs the TPU compiler: pip install 'imagen_video_jax[plan]', or use --quick") from None
+    from jax.experimental import topologies
+
+    # Nothing is asked of a metadata server, and several plans may be made at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    extra = {}
+    if topology.shape == (1, 1):
+        # Hosts of four chips are libtpu's default.
+        extra = {"chips_per_host_bounds": (1, 1, 1)}
+    try:
+        with _quiet():
+            return topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **extra).devices
+    except Exception as error:  # libtpu's own exception types are not public
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"the TPU compiler does not know the topology {topology}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """libtpu writes about the missing TPU to stderr, from C, while it starts."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def compile_program(program: Program) -> Compiled | TooLarge:
+    """Compiles for the devices that the arguments' shardings name."""
+    began = time.monotonic()
+    lowered = program.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = " ".join(str(error).split())
+        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+        if "RESOURCE_EXHAUSTED" not in message or not used:
+            raise
+        return TooLarge(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "), message[:400])
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    collectives, gathers = read_collectives(text)
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        flops=cost["flops"],
+        bytes_moved=cost["bytes accessed"],
+        collectives=collectives,
+        gathers=gathers,
+        seconds=time.monotonic() - began,
+    )
+
+
+# Reading collectives from a program's text.
+
+
+def read_collectives(text: str) -> tuple[dict[str, float], tuple[tuple[float, str], ...]]:
+    """(kind -> bytes received in one run, all-gathers by size) of a compiled program's text."""
+    turns = _turns_of_computations(text)
+    totals, gathers = {}, []
+    for name, body in _computations(text):
+        for kind, size, operation in _collectives_of(body):
+            totals[kind] = totals.get(kind, 0.0) + size * turns.get(name, 1)
+            if kind == "all-gather":
+                gathers.append((size, operation))
+    return totals, tuple(sorted(gathers, reverse=True))
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    name, lines = None, []
+    for line in text.splitlines():
+        if line.endswith("{") and (match := re.match(r"(?:ENTRY )?%?([\w.\-]+) ", line)):
+            name, lines = match[1], []
+        elif line.startswith("}") and name:
+            yield name, lines
+            name = None
+        elif name:
+            lines.append(line)
+
+
+def _turns_of_computations(text: str) -> dict[str, int]:
+    """How often each computation runs in one run of the program, from the trip counts of the loops around it."""
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for name, body in _computations(text):
+        for line in body:
+            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            count = int(times[1]) if times and " while(" in line else 1
+            for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
+                calls.setdefault(called, []).append((name, count))
+    found: dict[str, int] = {}
+
+    def turns(name: str) -> int:
+        if name not in found:
+            found[name] = 1
+            callers = calls.get(name, [])
+            found[name] = sum(turns(caller) * count for caller, count in callers) if callers else 1
+        return found[name]
+
+    return {name: turns(name) for name in calls}
+
+
+def _collectives_of(lines: list[str]) -> Iterator[tuple[str, float, str]]:
+    pattern = re.compile(r"= (.*?) (" + "|".join(_KINDS) + r")(-start)?\(")
+    for line in lines:
+        if match := pattern.search(line):
+            sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])]
+            name = re.search(r'op_name="([^"]*)"', line)
+            # What starts an asynchronous one gives its operand and its result.
+            yield match[2], max(sizes) if match[3] else sum(sizes), name[1] if name else ""
+
+
+def _bytes(kind: str, sizes: str) -> float:
+    bits = _ITEM_BITS.get(kind) or int((re.search(r"\d+", kind) or ["32"])[0])
+    count = 1
+    for size in filter(None, sizes.split(",")):
+        count *= int(size)
+    return count * bits / 8

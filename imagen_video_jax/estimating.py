@@ -1,0 +1,157 @@
+"""What a program needs, estimated: abstract evaluation and an analytic memory model, in seconds and without a compiler.
+
+The network is traced once, at the examples that one chip sees at a time; nothing is computed.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from imagen_video_jax import chips, memory_model, partitioning
+from imagen_video_jax.chips import Cost
+from imagen_video_jax.programs import abstract_batch, abstract_conditions, batch_sizes
+from imagen_video_jax.stages.stage import Stage, StageConfig
+from imagen_video_jax.training.loop import TrainConfig
+from imagen_video_jax.training.optimizer import direction
+from imagen_video_jax.training.state import abstract_state
+from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Per chip: bytes of arguments and temporaries, Cost (FLOPs), bytes moved, collective bytes by kind."""
+
+    arguments: float
+    temporaries: float
+    cost: Cost
+    moved: float
+    collectives: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        return self.arguments + self.temporaries
+
+
+def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> Estimate:
+    """One train step; `tiles` says whether arrays lie in a TPU's tiles."""
+    stage, parts = stage_of(config.stage), config.step.accumulate
+    divisor = partitioning.batch_divisor(mesh)
+    sizes = {kind: (size // divisor // parts, frames) for kind, (size, frames) in batch_sizes(config).items()}
+    batches = {kind: abstract_batch(config, *size) for kind, size in sizes.items()}
+
+    def part(params, batches, key):
+        own = loss_of(stage, OWN_LOSS, {})
+        return jax.grad(lambda p: batch_loss(own, p, batches, key, config.step)[0])(params)
+
+    traced = _traced(config, "train", tuple(sizes.values()), part, (batches, jax.eval_shape(jax.random.key, 0)))
+    leaves = _Leaves(stage, mesh, tiles)
+    usage = leaves.usage(traced, results=leaves.shards, share=_share(mesh))
+    state = abstract_state(stage, direction(config.optimizer), mesh)
+    stored = sum(_shard_bytes(leaf, leaves.size_of) for leaf in jax.tree.leaves(state))
+    given = sum(_bytes(leaf, leaves.size_of) for leaf in jax.tree.leaves(batches)) * parts
+    gradients = sum(leaves.shards)
+    return Estimate(
+        arguments=stored + given,
+        # The sum over the parts lies beside each part's gradients.
+        temporaries=usage.peak + (gradients if parts > 1 else 0.0),
+        cost=chips.cost_of(traced.jaxpr).times(parts * _share(mesh) / mesh.shape["tensor"]),
+        # The update reads and writes the state once and reads the gradients.
+        moved=usage.moved * parts + 2 * stored + gradients * (1 + 2 * (parts > 1)),
+        collectives=leaves.collectives(parts, backward=True, remat=config.stage.network.remat),
+    )
+
+
+def estimate_sample(config: TrainConfig, mesh: AbstractMesh, videos: int, *, tiles: bool) -> Estimate:
+    """One denoiser call of sampling `videos` videos."""
+    stage = stage_of(config.stage)
+    sampler = dataclasses.replace(config.stage.sampler, steps=1)
+    own = videos // partitioning.batch_divisor(mesh)
+
+    def call(params, conditions):
+        return stage.sample(params, **conditions, seed=0, sampler=sampler)
+
+    conditions = abstract_conditions(config, own)
+    traced = _traced(config, "sample", own, call, (conditions,))
+    leaves = _Leaves(stage, mesh, tiles)
+    usage = leaves.usage(traced, results=[None], share=_share(mesh))
+    given = sum(_bytes(leaf, leaves.size_of) for leaf in conditions.values()) * _share(mesh)
+    return Estimate(
+        arguments=sum(leaves.shards) + given,
+        temporaries=usage.peak,
+        cost=chips.cost_of(traced.jaxpr).times(_share(mesh) / mesh.shape["tensor"]),
+        moved=usage.moved,
+        collectives=leaves.collectives(1, backward=False, remat=False),
+    )
+
+
+@functools.lru_cache
+def stage_of(config: StageConfig) -> Stage:
+    return Stage(config)
+
+
+_programs: dict = {}
+
+
+def _traced(config: TrainConfig, mode: str, sizes, function, rest):
+    """The jaxpr of function(params, *rest), traced once for each size."""
+    key = (config.stage, config.step, mode, sizes)
+    if key not in _programs:
+        _programs[key] = jax.make_jaxpr(function)(stage_of(config.stage).network.abstract, *rest)
+    return _programs[key]
+
+
+def _share(mesh: AbstractMesh) -> float:
+    """The part of an example's activations that lies on one chip."""
+    return 1.0 / (mesh.shape["frames"] * mesh.shape["height"])
+
+
+class _Leaves:
+    """The parameters of a stage on a mesh, leaf by leaf."""
+
+    def __init__(self, stage: Stage, mesh: AbstractMesh, tiles: bool):
+        self.size_of = memory_model.padded_bytes if tiles else memory_model.plain_bytes
+        self.mesh, self.itemsize = mesh, jnp.dtype(stage.config.network.dtype).itemsize
+        abstract, axes = stage.network.abstract, stage.network.axes
+        self.leaves = jax.tree.leaves(abstract)
+        shardings = jax.tree.leaves(partitioning.shardings_of(mesh, abstract, axes))
+        self.shapes = [s.shard_shape(leaf.shape) for s, leaf in zip(shardings, self.leaves, strict=True)]
+        self.shards = [self.size_of(shape, 4) for shape in self.shapes]
+
+    def usage(self, traced, *, results, share: float) -> memory_model.Usage:
+        # A sharded weight is whole, in the type that it is computed in, while it is read.
+        gathered = [
+            0.0 if shape == leaf.shape else self.size_of(leaf.shape, self.itemsize)
+            for shape, leaf in zip(self.shapes, self.leaves, strict=True)
+        ]
+        rest = len(traced.jaxpr.invars) - len(self.leaves)
+        given = traced.jaxpr.invars[len(self.leaves) :]
+        return memory_model.usage_of(
+            traced,
+            weights=[True] * len(self.leaves) + [False] * rest,
+            whole=[self.size_of(leaf.shape, 4) for leaf in self.leaves]
+            + [self.size_of(var.aval.shape, getattr(var.aval.dtype, "itemsize", 4)) * share for var in given],
+            gathered=gathered + [0.0] * rest,
+            results=results,
+            share=share,
+            size_of=self.size_of,
+        )
+
+    def collectives(self, parts: int, *, backward: bool, remat: bool) -> dict[str, float]:
+        """Bytes received in a step: weights gathered for each pass, gradients summed; halos are not estimated."""
+        split = [leaf.size for shape, leaf in zip(self.shapes, self.leaves, strict=True) if shape != leaf.shape]
+        found = {"all-gather": sum(split) * self.itemsize * (1 + backward + remat) * parts}
+        if backward:
+            found["reduce-scatter"] = sum(split) * 4.0 * parts
+            found["all-reduce"] = 2 * sum(self.shards) * parts if self.mesh.shape["data"] > 1 else 0.0
+        return {kind: float(size) for kind, size in found.items() if size}
+
+
+def _shard_bytes(leaf, size_of) -> float:
+    return size_of(leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize)
+
+
+def _bytes(leaf, size_of) -> float:
+    return size_of(leaf.shape, leaf.dtype.itemsize)

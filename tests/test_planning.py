@@ -1,0 +1,145 @@
+"""`imagen-video plan`: estimates in seconds, one real compile, and what a wrong request is told."""
+
+import json
+
+import pytest
+
+from imagen_video_jax import chips, configs, planning
+from imagen_video_jax.cli import main
+from imagen_video_jax.compiling import read_collectives
+from imagen_video_jax.errors import WRONG_REQUEST
+
+BASE, LAST = "experiments/base_16f_24x40.py", "experiments/spatial_sr_128f_768x1280.py"
+
+
+def plan(capsys, *arguments) -> dict:
+    """The object that `plan --json` leaves alone on stdout."""
+    assert main(["plan", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def request(config=f"{BASE}:tiny", topology="v5e:2x2", mode="train", overrides=(), given=()):
+    training = configs.training(config, list(overrides))
+    return planning.Request(training, chips.parse_topology(topology), mode, given=frozenset(given))
+
+
+def test_a_quick_plan_states_parameters_memory_work_time_and_cost_as_plain_numbers(capsys):
+    report = plan(
+        capsys, "--config", f"{BASE}:tiny", "--topology", "v5e:2x2", "--quick", "--price", "1.5",
+        "--config.optimizer.name=adam",
+    )  # fmt: skip
+    stage = configs.training(f"{BASE}:tiny").stage
+    abstract = planning.stage_of(stage).network.abstract
+    assert report["parameters"] == planning.parameter_count(abstract)
+    assert report["fits"] is True
+    memory = report["bytes_per_chip"]
+    # Parameters, their mean and Adam's two moments, unsharded.
+    assert memory["arguments"] > 4 * 4 * report["parameters"]
+    assert memory["peak"] == memory["arguments"] + memory["temporaries"] < memory["memory"]
+    assert report["roofline_seconds"] == max(report["roofline"][name] for name in ("compute", "memory", "links"))
+    assert 0 < report["mfu_bound"] <= 1
+    assert report["cost"] == pytest.approx(1.5 * report["steps"] * report["roofline_seconds"] * 4 / 3600)
+    assert any("--config.image_batch_size=4" in note for note in report["notes"])
+
+
+def test_gpus_are_planned_too_and_the_table_says_so(capsys):
+    arguments = ["--config", f"{LAST}:tiny", "--topology", "h100:1", "--mode", "sample", "--quick"]
+    assert main(["plan", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "h100:1" in shown
+    assert "denoiser calls" in shown
+
+
+def test_work_is_shared_by_chips_and_weights_by_those_along_fsdp():
+    overrides = ["--config.batch_size=4", "--config.image_batch_size=4", "--config.optimizer.name=adam"]
+    overrides += ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    alone, four = (planning.estimate_of(request(topology=f"h100:{n}", overrides=overrides)) for n in (1, 4))
+    assert four.cost.flops == pytest.approx(alone.cost.flops / 4, rel=0.05)
+    assert four.arguments < alone.arguments / 2
+    assert not alone.collectives
+    assert four.collectives["all-gather"] > 0
+
+
+def test_halving_the_examples_at_a_time_by_accumulation_needs_less_memory_and_as_many_flops():
+    overrides = ["--config.batch_size=32", "--config.image_batch_size=16"]
+    whole = planning.estimate_of(request(overrides=overrides))
+    parts = planning.estimate_of(request(overrides=[*overrides, "--config.step.accumulate=4"]))
+    assert parts.temporaries < 0.6 * whole.temporaries
+    assert parts.cost.flops == pytest.approx(whole.cost.flops, rel=0.05)
+
+
+def test_what_does_not_fit_is_told_what_is_missing_and_what_would_fit(capsys, monkeypatch):
+    small = chips.Chip("v5e", 197e12, 0.8e12, 9e6, 2e11, 2, ())
+    monkeypatch.setitem(chips.CHIPS, "v5e", small)
+    report = plan(
+        capsys, "--config", f"{BASE}:tiny", "--topology", "v5e:1x1", "--quick", "--config.batch_size=32",
+        "--config.image_batch_size=32", "--config.mesh.data=1", "--config.mesh.fsdp=-1",
+    )  # fmt: skip
+    assert report["fits"] is False
+    assert report["missing_bytes_per_chip"] == report["bytes_per_chip"]["peak"] - 9e6
+    better = report["suggestions"]["smallest_slice"]
+    assert chips.parse_topology(better).chips > 1
+    wanted = ["--config.batch_size=32", "--config.image_batch_size=32", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    parts = report["suggestions"].get("smallest_slice_accumulate", 1)
+    tried = planning.estimate_of(request(topology=better, overrides=[*wanted, f"--config.step.accumulate={parts}"]))
+    assert tried.peak <= 9e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology", "v9:2x2"], ["v9:2x2", "known", "v5p", "h200"]),
+        (["--topology", "v5e:2x2", "--config.mesh.data=3"], ["3 devices", "has 4"]),
+        (["--topology", "v5e:2x2", "--config.batch_size=6"], ["batch_size 6", "divisible by 4"]),
+        (["--topology", "v5e:2x2", "--mode", "sample", "--videos", "3"], ["--videos 3", "divisible by 4"]),
+        (["--topology", "v5e:2x2", "--price", "-1"], ["--price", "-1"]),
+        (["--topology", "v5e:2x2", "--config.batch_sizes=6"], ["batch_sizes", "batch_size"]),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_2(arguments, words, capsys):
+    assert main(["plan", "--config", f"{BASE}:tiny", "--quick", "--json", *arguments]) == WRONG_REQUEST
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_without_the_tpu_compiler_the_extra_and_the_quick_way_are_named(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
+    assert main(["plan", "--config", f"{BASE}:tiny", "--topology", "v5e:2x2"]) == WRONG_REQUEST
+    error = capsys.readouterr().err
+    assert "imagen_video_jax[plan]" in error
+    assert "--quick" in error
+
+
+def test_collectives_in_a_loop_are_counted_as_often_as_it_turns():
+    text = """HloModule m
+%body (p: f32[8]) -> f32[8] {
+  %ag = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}, metadata={op_name="jit(f)/conv"}
+}
+%cond (p: f32[8]) -> pred[] {
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = f32[8]{0} while(f32[8]{0} %a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %ar = (f32[2]{0}, bf16[4]{0}) all-reduce(f32[2]{0} %a, bf16[4]{0} %b), to_apply=%sum
+}
+"""
+    totals, gathers = read_collectives(text)
+    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 16.0}
+    assert gathers == ((128.0, "jit(f)/conv"),)
+
+
+def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(capsys):
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'imagen_video_jax[plan]'")
+    report = plan(capsys, "--config", f"{BASE}:tiny", "--topology", "v5e:2x2", "--config.optimizer.name=adam")
+    assert report["source"] == "compiled"
+    assert report["fits"] is True
+    compiled, quick = report["bytes_per_chip"], report["quick_bytes_per_chip"]
+    assert quick["arguments"] == pytest.approx(compiled["arguments"], rel=0.05)
+    assert quick["peak"] == pytest.approx(compiled["peak"], rel=0.25)
+    # The compiler also counts element-wise work.
+    assert report["flops_per_chip"]["jaxpr"] == pytest.approx(report["flops_per_chip"]["compiler"], rel=0.2)
+    # The gradients of every parameter are summed over the four chips.
+    assert report["collective_bytes_per_chip"]["all-reduce"] >= 4 * report["parameters"]

@@ -20,6 +20,10 @@ from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
 
 
+# Of the model's temporaries to the compiler's, fitted on five compiled steps (launch/PLANS.md lists them and others).
+TEMPORARIES = 1.1
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """Per chip: bytes of arguments and temporaries, Cost (FLOPs), bytes moved, collective bytes by kind."""
@@ -56,7 +60,7 @@ def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> E
     return Estimate(
         arguments=stored + given,
         # The sum over the parts lies beside each part's gradients.
-        temporaries=usage.peak + (gradients if parts > 1 else 0.0),
+        temporaries=TEMPORARIES * usage.peak + (gradients if parts > 1 else 0.0),
         cost=chips.cost_of(traced.jaxpr).times(parts * _share(mesh) / mesh.shape["tensor"]),
         # The update reads and writes the state once and reads the gradients.
         moved=usage.moved * parts + 2 * stored + gradients * (1 + 2 * (parts > 1)),
@@ -80,7 +84,7 @@ def estimate_sample(config: TrainConfig, mesh: AbstractMesh, videos: int, *, til
     given = sum(_bytes(leaf, leaves.size_of) for leaf in conditions.values()) * _share(mesh)
     return Estimate(
         arguments=sum(leaves.shards) + given,
-        temporaries=usage.peak,
+        temporaries=TEMPORARIES * usage.peak,
         cost=chips.cost_of(traced.jaxpr).times(_share(mesh) / mesh.shape["tensor"]),
         moved=usage.moved,
         collectives=leaves.collectives(1, backward=False, remat=False),

@@ -19,7 +19,6 @@ from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
 
-
 # Of the model's temporaries to the compiler's, fitted on five compiled steps (launch/PLANS.md lists them and others).
 TEMPORARIES = 1.1
 

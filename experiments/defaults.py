@@ -36,7 +36,7 @@ def training(name: str, scale: str) -> ConfigDict:
             "steps": steps,
             "max_seconds": 0.0,
             "batch_size": batch,
-            "image_batch_size": batch // 2,
+            "image_batch_size": batch if scale == "paper" and index > 4 else batch // 2,
             "crop": "centre",
             "short": "repeat",
             "buckets": (),
@@ -63,11 +63,11 @@ def training(name: str, scale: str) -> ConfigDict:
             "step": {
                 "ema_decay": ema,
                 "image_weight": 0.5,
-                "accumulate": 1,
+                "accumulate": scales.parts(name, scale),
                 "guard": {"in_a_row": 10, "roll_backs": 3, "spike_sigma": 10.0, "window": 100},
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
-            "sample_mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
+            "mesh": scales.mesh(name, scale),
+            "sample_mesh": scales.sample_mesh(name, scale),
         }
     )
     config.stage.update(

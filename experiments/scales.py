@@ -109,13 +109,18 @@ TRAINING = {
     "paper": (2_000_000, 1e-4, 10_000, "constant", 0.9999),
 }
 
-# clips per step of each stage; half as many images
+# clips per step of each stage; half as many images (as many in the paper's last two, which are cut into more parts)
 BATCHES = {
     "tiny": (4, 4, 4, 4, 4, 4, 4),
     "mini": (16, 16, 8, 4, 4, 4, 4),
     "small": (64, 64, 64, 64, 64, 64, 64),
     "paper": (2048, 2048, 2048, 2048, 2048, 2048, 2048),
 }
+
+# On v5p:4x4x4 (64 chips): parts that a step's batch is cut into, so that a chip sees two clips (one in the last two
+# stages) and an image or two at a time; and chips along the frames and along the height of a video that is sampled.
+PAPER_PARTS = (16, 16, 16, 16, 16, 32, 32)
+PAPER_SAMPLING = ((1, 1), (1, 1), (1, 1), (1, 1), (8, 1), (16, 1), (16, 4))
 
 # width of a text token, tokens per caption, channels of a head
 TEXT = {"tiny": (384, 24, 16), "mini": (384, 32, 24), "small": (384, 64, 64), "paper": (4096, 128, 64)}
@@ -128,6 +133,23 @@ def check(scale: str) -> None:
 
 def at(levels: tuple[int, ...], count: int) -> tuple[bool, ...]:
     return tuple(level in levels for level in range(count))
+
+
+def parts(name: str, scale: str) -> int:
+    """Parts of a step's batch that are computed one after another."""
+    return PAPER_PARTS[STAGES.index(name)] if scale == "paper" else 1
+
+
+def mesh(name: str, scale: str) -> dict[str, int]:
+    """Chips along each axis in training; -1 takes the rest. The paper's state is too large for one chip."""
+    data, fsdp = (1, -1) if scale == "paper" else (-1, 1)
+    return {"data": data, "fsdp": fsdp, "tensor": 1, "frames": 1, "height": 1}
+
+
+def sample_mesh(name: str, scale: str) -> dict[str, int]:
+    """Chips along each axis in sampling."""
+    frames, height = PAPER_SAMPLING[STAGES.index(name)] if scale == "paper" else (1, 1)
+    return mesh(name, scale) | {"frames": frames, "height": height}
 
 
 def stage(name: str, scale: str) -> ConfigDict:

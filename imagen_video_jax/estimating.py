@@ -100,7 +100,7 @@ _programs: dict = {}
 
 def _traced(config: TrainConfig, mode: str, sizes, function, rest):
     """The jaxpr of function(params, *rest), traced once for each size."""
-    key = (config.stage, config.step, mode, sizes)
+    key = (config.stage, config.step.image_weight, mode, sizes)
     if key not in _programs:
         _programs[key] = jax.make_jaxpr(function)(stage_of(config.stage).network.abstract, *rest)
     return _programs[key]

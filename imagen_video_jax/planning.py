@@ -235,9 +235,11 @@ def smallest_slice(request: Request) -> Request | None:
             continue
         if not _state_fits(smaller):
             continue
-        for candidate in (smaller, *(_with_accumulate(smaller, parts) for parts in _accumulations(smaller)[-1:])):
-            if _fits(candidate):
-                return candidate
+        # Cut into the most parts, every slice sees the same few examples at a time: they are traced once.
+        parts = [] if "step.accumulate" in request.given else _accumulations(smaller)
+        candidate = _with_accumulate(smaller, parts[-1]) if parts else smaller
+        if _fits(candidate):
+            return candidate
     return None
 
 

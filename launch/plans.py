@@ -1,0 +1,173 @@
+"""Fills launch/PLANS.md: plans of the seven paper stages, cell by cell, each saved when it is done.
+
+    python launch/plans.py --quick            # estimates, minutes; no TPU compiler
+    python launch/plans.py --compiled         # the TPU compiler (extra `plan`), hours; stop it and start it at any time
+    python launch/plans.py --check            # estimates against compiled peaks at small sizes
+    python launch/plans.py                    # writes PLANS.md from what is there
+
+A cell is what `imagen-video plan --json` prints, in launch/plans.jsonl; a cell that is there is not made again.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from imagen_video_jax import cli
+
+HERE = pathlib.Path(__file__).parent
+CELLS, TABLE = HERE / "plans.jsonl", HERE / "PLANS.md"
+STAGES = (
+    "base_16f_24x40", "temporal_sr_32f_24x40", "spatial_sr_32f_48x80", "spatial_sr_32f_192x320",
+    "temporal_sr_64f_192x320", "temporal_sr_128f_192x320", "spatial_sr_128f_768x1280",
+)  # fmt: skip
+SLICES = ("v5p:4x4x4", "v5p:8x8x8", "v5e:16x16")
+SMALL_BATCH = ("--config.batch_size=256", "--config.image_batch_size=256")
+# The last four were compiled after the factor was fitted to the first ones.
+CHECKS = (
+    ("base_16f_24x40:tiny",),
+    ("spatial_sr_32f_192x320:tiny",),
+    ("base_16f_24x40:tiny", "--config.stage.network.channels=(48,96)", "--config.batch_size=16",
+     "--config.image_batch_size=8"),
+    ("temporal_sr_64f_192x320:tiny",),
+    ("temporal_sr_32f_24x40:mini",),
+    ("spatial_sr_32f_48x80:tiny", "--config.batch_size=16", "--config.image_batch_size=8"),
+    ("base_16f_24x40:mini", "--mode", "sample", "--videos", "16"),
+    ("spatial_sr_32f_48x80:mini", "--mode", "sample", "--videos", "8"),
+)  # fmt: skip
+
+
+def cells(arguments) -> list[tuple[str, ...]]:
+    """The arguments of `plan` for each wanted cell."""
+    wanted = []
+    stages = [(f"experiments/{stage}.py:paper", mode) for stage in STAGES for mode in ("train", "sample")]
+    if arguments.quick:
+        for config, mode in stages:
+            wanted += [(config, slice_, "--mode", mode, "--quick") for slice_ in SLICES]
+            if mode == "train":
+                wanted.append((config, "v5p:4x4x4", "--mode", mode, "--quick", *SMALL_BATCH))
+    if arguments.compiled:
+        wanted += [(config, "v5p:4x4x4", "--mode", mode) for config, mode in stages]
+    if arguments.check:
+        for name, *rest in CHECKS:
+            stage, scale = name.split(":")
+            wanted.append((f"experiments/{stage}.py:{scale}", "v5e:2x2", *rest, "--config.optimizer.name=adam"))
+    return wanted
+
+
+def done() -> dict[tuple[str, ...], dict]:
+    if not CELLS.exists():
+        return {}
+    rows = [json.loads(line) for line in CELLS.read_text().splitlines()]
+    return {tuple(row["arguments"]): row for row in rows}
+
+
+def make(cell: tuple[str, ...]) -> None:
+    """Makes one plan and appends its row: estimates here, where a network is traced once, compiled ones apart."""
+    config, topology, *rest = cell
+    arguments = ["plan", "--json", "--config", config, "--topology", topology, *rest]
+    out = io.StringIO()
+    if "--quick" in rest:
+        with contextlib.redirect_stdout(out):
+            failed = cli.main(arguments)
+    else:
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        command = [sys.executable, "-m", "imagen_video_jax", *arguments]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        failed = run.returncode
+        out.write(run.stdout)
+    if failed:
+        print(f"failed: {' '.join(cell)}", file=sys.stderr)
+        return
+    with CELLS.open("a") as file:
+        file.write(json.dumps({"arguments": list(cell)} | json.loads(out.getvalue())) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def gib(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**30:.2f}"
+
+
+def row_of(cell: tuple[str, ...], found: dict | None) -> str:
+    config, topology, *rest = cell
+    stage, options = config.split("/")[1].replace(".py", ""), [part for part in rest if part.startswith("--config.")]
+    name = " ".join([stage.removesuffix(":paper"), *(part.removeprefix("--config.") for part in options)])
+    made = "quick" if "--quick" in rest else "compiled"
+    if found is None:
+        return f"| {name} | {topology} | {made} | **not filled yet** | | | | | | | |"
+    memory, flops, times = found["bytes_per_chip"], found["flops_per_chip"], found["roofline"]
+    own = [
+        name, topology, made, "yes" if found["fits"] else "**no**", gib(memory.get("arguments")),
+        gib(memory.get("temporaries")), f"{gib(memory['peak'])} of {gib(memory['memory'])}",
+        f"{flops['jaxpr']:.2e} ({flops['recomputed'] / flops['jaxpr']:.0%})",
+        f"{found['roofline_seconds']:.3g} ({times['bound']})", f"{found['mfu_bound']:.0%}", hours(found),
+    ]  # fmt: skip
+    return "| " + " | ".join(own) + " |"
+
+
+def hours(found: dict) -> str:
+    """Chip-hours of the whole training (1M steps at batch 256), or of one run of the sampler."""
+    if found["mode"] == "sample":
+        return f"{found['chip_hours']:.3g} for {found['videos']}"
+    steps = 1_000_000 if found["batch_size"] == 256 else 2_000_000
+    return f"{steps * found['roofline_seconds'] * found['chips'] / 3600:,.0f}"
+
+
+HEAD = (
+    "| stage | slice | by | fits | arguments GiB | temporaries GiB | peak GiB | FLOPs (recomputed) | seconds, at least "
+    "(bound) | MFU, at most | chip-hours, at least |\n|" + "---|" * 11
+)
+
+
+def write_table() -> None:
+    found, wanted = done(), argparse.Namespace(quick=True, compiled=True, check=False)
+    lines = ["# Plans of the paper's seven stages", "", __doc__.split("\n\n    ")[0].replace("Fills", "Made for"), ""]
+    lines[2] = (
+        "Written by `launch/plans.py`, which saves each cell in `plans.jsonl` when it is done and goes on where it "
+        "stopped. All figures are per chip. *quick* is the estimate of `imagen-video plan --quick`; *compiled* is the "
+        "TPU compiler's, ahead of time, on no TPU. Nothing here was run on a chip: seconds are a roofline, a bound "
+        "that no program reaches."
+    )
+    for mode, title in (
+        ("train", "Train step: chip-hours for 2M steps at batch 2048, or 1M at 256"),
+        ("sample", "One denoiser call of sampling (with guidance): chip-hours of all calls, for so many videos"),
+    ):
+        lines += [f"## {title}", "", HEAD]
+        lines += [row_of(cell, found.get(cell)) for cell in cells(wanted) if mode in cell]
+        lines.append("")
+    lines += ["## Estimate against compiler", "", *check_table(found)]
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def check_table(found: dict) -> list[str]:
+    lines = ["| config (v5e:2x2) | peak, compiled | peak, quick | quick / compiled |", "|---|---|---|---|"]
+    for cell in cells(argparse.Namespace(quick=False, compiled=False, check=True)):
+        row, name = found.get(cell), " ".join((cell[0].split("/")[1], *cell[2:-1])).replace(".py", "")
+        if row is None:
+            lines.append(f"| {name} | **not filled yet** | | |")
+            continue
+        compiled, quick = row["bytes_per_chip"]["peak"], row["quick_bytes_per_chip"]["peak"]
+        lines.append(f"| {name} | {compiled / 2**20:.1f} MiB | {quick / 2**20:.1f} MiB | {quick / compiled:.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("quick", "compiled", "check"):
+        parser.add_argument(f"--{name}", action="store_true")
+    arguments = parser.parse_args()
+    for cell in cells(arguments):
+        if cell not in done():
+            print(" ".join(cell), flush=True)
+            make(cell)
+            write_table()
+    write_table()
+
+
+if __name__ == "__main__":
+    main()

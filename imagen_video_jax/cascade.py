@@ -7,6 +7,7 @@ Sample number i of a job draws all its noise from (seed, i), whatever the batch 
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_video_jax import checkpoint, storage
+from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
-from imagen_video_jax.errors import DIVERGED, UserError
+from imagen_video_jax.errors import DIVERGED, NO_CHECKPOINT, UserError
 from imagen_video_jax.models.video_unet import VideoUNetConfig
-from imagen_video_jax.stages.stage import Stage, StageConfig
+from imagen_video_jax.stages.stage import Stage, StageConfig, check_sampler
 from imagen_video_jax.text.embed import EncoderConfig, TextEncoder, open_encoder
 from imagen_video_jax.text.embedding_cache import check_same
 from imagen_video_jax.text.embedding_cache import describe as describe_encoder
@@ -39,14 +41,17 @@ class Member:
     checkpoint: str
 
 
-def join(workdirs: Sequence[str], out: str | os.PathLike) -> dict:
-    """Writes `cascade.json` for trained stages, in order; refuses stages that do not fit together."""
+def join(workdirs: Sequence[str], out: str | os.PathLike, *, students: Sequence[int] = ()) -> dict:
+    """Writes `cascade.json` for trained stages, in order; refuses stages that do not fit together.
+
+    Args: students are the positions of the workdirs that distillation made; their last round is taken.
+    """
     entries, previous, encoder = [], None, None
     out = pathlib.Path(out)
-    for workdir in workdirs:
+    for position, workdir in enumerate(workdirs):
         if not pathlib.Path(workdir).is_dir():
             raise UserError(f"no such stage folder: {workdir}")
-        path = checkpoint.require_newest(pathlib.Path(workdir))
+        path = last_checkpoint(pathlib.Path(workdir), student=position in students)
         meta = checkpoint.read_meta(path)
         values = meta["config"]["stage"]
         check_same(meta.get("encoder"), workdir, encoder, "the stage before")
@@ -54,12 +59,31 @@ def join(workdirs: Sequence[str], out: str | os.PathLike) -> dict:
         stage = stage_config(values)
         check_fit(previous, stage)
         relative = os.path.relpath(path.absolute(), out.absolute().parent)
-        entries.append({"name": stage.name, "checkpoint": relative, "step": int(path.name), "stage": values})
+        role = "student" if stage.network.guidance else "teacher"
+        entries.append(
+            {"name": stage.name, "checkpoint": relative, "step": int(path.name), "stage": values, "role": role}
+        )
         previous = stage
     storage.writable_folder(out.parent)
     cascade = {"version": VERSION, "stages": entries, "encoder": encoder}
     storage.write_json(out, cascade)
     return cascade
+
+
+def last_checkpoint(workdir: pathlib.Path, *, student: bool) -> pathlib.Path:
+    """The newest good step of a training folder, or that of the last round of a distillation."""
+    file = workdir / "rounds.jsonl"
+    distilled = file.exists() or (workdir / "distill.json").exists()
+    if student and not distilled:
+        raise UserError(f"{workdir} holds no rounds.jsonl of imagen-video distill; leave --student out after it")
+    if not student:
+        if distilled:
+            raise UserError(f"{workdir} is a folder of imagen-video distill; write --student after it")
+        return checkpoint.require_newest(workdir)
+    if not file.exists():
+        raise UserError(f"{workdir} has no round that is done; run imagen-video distill first", NO_CHECKPOINT)
+    row = json.loads(file.read_text().splitlines()[-1])
+    return checkpoint.verify(workdir / row["checkpoint"])
 
 
 def check_fit(previous: StageConfig | None, stage: StageConfig) -> None:
@@ -225,7 +249,7 @@ class Cascade:
         key = (index, base_size, tuple(sorted(changes.items())))
         if key not in self._compiled:
             stage = self.members[index].stage
-            sampler = changed_sampler(stage.config.sampler, changes)
+            sampler = changed_sampler(stage.config, changes)
 
             @jax.jit
             def run(params, text_BLD, text_mask_BL, negative, index_B, seed, low_BTHWC):
@@ -245,10 +269,17 @@ class Cascade:
         return self._compiled[key]
 
 
-def changed_sampler(sampler: SamplerConfig, changes: dict) -> SamplerConfig:
-    """A sampler with some fields replaced; UserError where the values are not allowed."""
+def changed_sampler(config: StageConfig, changes: dict) -> SamplerConfig:
+    """A stage's sampler with some fields replaced; UserError where it cannot be sampled so."""
     try:
-        return dataclasses.replace(sampler, **changes)
+        sampler = dataclasses.replace(config.sampler, **changes)
+        check_sampler(config, sampler)
+        if sampler.guidance and not config.text_drop and not config.network.guidance:
+            raise ValueError(
+                f"{config.name} was trained without text dropout, so nothing can guide it: sample with --guidance 0, "
+                "or train it with --config.stage.text_drop=0.1"
+            )
+        return sampler
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -271,6 +302,7 @@ def stage_config(values: dict) -> StageConfig:
             "schedule": plain(Schedule, values["schedule"]),
             "sampler": plain(SamplerConfig, values["sampler"]),
             "network": plain(VideoUNetConfig, values["network"]),
+            "student": plain(StudentConfig, values.get("student", {})),
         }
         return plain(StageConfig, {**values, **nested})
     except (TypeError, ValueError, KeyError) as error:

@@ -16,12 +16,16 @@ import typing
 
 from ml_collections import ConfigDict
 
+from imagen_video_jax import checkpoint
+from imagen_video_jax.cascade import stage_config
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.sweep import SweepConfig
+from imagen_video_jax.stages.stage import StageConfig
 from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 from imagen_video_jax.text.embedding_cache import describe, user_folder
+from imagen_video_jax.training.distill import DistillConfig
 from imagen_video_jax.training.loop import TrainConfig
 from imagen_video_jax.training.resume import check_early
 
@@ -75,8 +79,67 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
     return config
 
 
-def to_dataclass(cls, values: dict, where: str):
-    """Builds a (nested) frozen dataclass from a dict; UserError for unknown, missing or wrong fields."""
+def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> DistillConfig:
+    """A checked distillation config with its data; what it leaves open is as its teacher was trained."""
+    values = load(argument, overrides).to_dict()
+    if not values["teacher"]:
+        raise UserError("distillation needs --config.teacher=WORKDIR, the folder of a trained stage")
+    path = checkpoint.require_newest(pathlib.Path(values["teacher"]))
+    trained = checkpoint.read_meta(path)["config"]
+    stage = stage_config(trained["stage"])
+    _check_teacher(values, stage, trained["scale"])
+    base = stage.kind == "base"
+    own = {"teacher": str(path), "calls": values["calls_base" if base else "calls_others"]}
+    own |= {name: values[name] for name in ("last_calls", "guided_steps", "weights", "weighting", "clip", "samples")}
+    fields = {name: value for name, value in values.items() if name not in own and name not in _TEACHER_ONLY}
+    fields["step"] = _as_taught(fields["step"], trained["step"])
+    fields = _as_taught(fields, trained) | {"encoder": trained["encoder"], "buckets": tuple(trained["buckets"])}
+    if not values["data"]:
+        fields |= _data_of(trained)
+    checked = to_dataclass(TrainConfig, fields | {"stage": {}}, "config", stage=stage)
+    to_dataclass(DistillConfig, own | {"train": {}}, "config", train=checked)  # before data are made for nothing
+    return to_dataclass(DistillConfig, own | {"train": {}}, "config", train=with_data(checked, workdir))
+
+
+_TEACHER_ONLY = ("stage", "calls_base", "calls_others")
+
+
+def _check_teacher(values: dict, stage: StageConfig, scale: str) -> None:
+    teacher = values["teacher"]
+    if values["stage"] not in ("", stage.name):
+        raise UserError(f"{teacher} holds {stage.name}, --config.stage asks for {values['stage']}: name its workdir")
+    if scale and scale != values["scale"]:
+        raise UserError(
+            f"{teacher} was trained at scale {scale}, --config is for {values['scale']}; use distill.py:{scale}"
+        )
+    if stage.network.guidance:
+        raise UserError(f"{teacher} is a student itself; name the workdir of the stage that it was distilled from")
+    if stage.text_drop == 0 and values["weights"][1] > 0:
+        raise UserError(
+            f"{teacher} was trained without text dropout, so it has no guidance to distil: --config.weights=(0,0), "
+            "or train it with --config.stage.text_drop=0.1"
+        )
+
+
+def _as_taught(values: dict, trained: dict) -> dict:
+    """Values with what is -1 or empty taken from the teacher's config."""
+    taken = ("batch_size", "image_batch_size", "crop", "short", "accumulate")
+    return {name: trained[name] if name in taken and value in (-1, "") else value for name, value in values.items()}
+
+
+def _data_of(trained: dict) -> dict:
+    """The teacher's data where they still are; the embedded default set is found by itself."""
+    data = pathlib.Path(trained["data"])
+    if data.exists() or not data.is_absolute():
+        fields = {name: trained[name] for name in ("data", "validation", "embeddings")}
+        return fields if pathlib.Path(fields["embeddings"]).exists() else fields | {"embeddings": ""}
+    if data.parent.parent.name == "motion_shapes":
+        return {}
+    raise UserError(f"the teacher's data {data} are not there any more; name others with --config.data")
+
+
+def to_dataclass(cls, values: dict, where: str, **given):
+    """Builds a (nested) frozen dataclass from a dict; UserError for wrong fields. `given` ones are ready."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for name in values:
@@ -84,6 +147,9 @@ def to_dataclass(cls, values: dict, where: str):
             raise UserError(f"unknown field {where}.{name}{_nearest(name, fields)}")
     built = {}
     for name, value in values.items():
+        if name in given:
+            built[name] = given[name]
+            continue
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             value = to_dataclass(hint, value, f"{where}.{name}")

@@ -128,6 +128,10 @@ def _check_negative(request: SampleRequest, cascade: Cascade, samplers: dict[int
     weights = [
         changes.get("guidance", cascade.members[i].stage.config.sampler.guidance) for i, changes in samplers.items()
     ]
+    if request.negative and all(cascade.members[i].stage.config.network.guidance for i in samplers):
+        raise UserError(
+            "--negative needs a stage that guides by two calls; students have learned guidance by null text"
+        )
     if request.negative and not any(weights):
         raise UserError("--negative acts through guidance, which is 0 in every stage that runs; raise --guidance")
 

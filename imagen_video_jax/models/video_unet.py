@@ -45,6 +45,7 @@ class VideoUNetConfig:
       patch: space-to-depth factor at the door.
       low_resolution: whether a conditioning video is concatenated to the input.
       low_resolution_mask: whether a 0/1 channel says which conditioning frames are given (blank frames).
+      guidance: whether the network takes the guidance weight as an input: a student of distillation.
       frame_positions: whether the frame's index is part of its conditioning vector.
       text_width: width of a text token.
       embedding_width: width of the conditioning vector.
@@ -63,6 +64,7 @@ class VideoUNetConfig:
     patch: int = 1
     low_resolution: bool = False
     low_resolution_mask: bool = False
+    guidance: bool = False
     frame_positions: bool = True
     text_width: int = 384
     embedding_width: int = 256
@@ -102,6 +104,9 @@ class VideoUNet(nnx.Module):
         self.frame_rate = Linear(rngs, 32, width)
         self.frame_position = Linear(rngs, 64, width) if config.frame_positions else None
         self.augmentation = Linear(rngs, width, width) if config.low_resolution else None
+        self.guidance1 = Linear(rngs, 64, width) if config.guidance else None
+        # At zero, so that a student starts as its teacher whatever the weight.
+        self.guidance2 = Linear(rngs, width, width, scale=0.0) if config.guidance else None
         self.joint1 = Linear(rngs, width, width)
         self.joint2 = Linear(rngs, width, width)
         inputs = 3 * (2 if config.low_resolution else 1) + int(config.low_resolution_mask)
@@ -150,7 +155,7 @@ class VideoUNet(nnx.Module):
     def _up_blocks(self, level: int) -> int:
         return self.config.blocks[level]
 
-    def embed(self, *, logsnr_B, text_BLD, text_mask_BL, fps_B, frames, low_logsnr_B):
+    def embed(self, *, logsnr_B, text_BLD, text_mask_BL, fps_B, frames, low_logsnr_B, guidance_B):
         """The conditioning vector of each frame, BTE."""
         width = self.config.embedding_width
         embedding = self.noise_level2(jax.nn.silu(self.noise_level1(_level_features(logsnr_B, width))))
@@ -159,6 +164,10 @@ class VideoUNet(nnx.Module):
         embedding += self.frame_rate(sinusoid(jnp.log2(jnp.maximum(fps_B, 0.0) + 1.0) * 16.0, 32))
         if self.augmentation is not None:
             embedding += self.augmentation(_level_features(low_logsnr_B, width))
+        if self.guidance1 is not None:
+            # Weights are felt by ratios, like frame rates.
+            features = sinusoid(jnp.log2(1.0 + guidance_B) * 16.0, 64)
+            embedding += self.guidance2(jax.nn.silu(self.guidance1(features)))
         embedding_BTE = jnp.repeat(embedding[:, None], frames, axis=1)
         if self.frame_position is not None:
             embedding_BTE += self.frame_position(sinusoid(jnp.arange(frames), 64, longest=100.0))
@@ -166,7 +175,17 @@ class VideoUNet(nnx.Module):
         return embedding_BTE + self.joint2(jax.nn.silu(self.joint1(jax.nn.silu(embedding_BTE))))
 
     def __call__(
-        self, z_BTHWC, *, logsnr_B, text_BLD, text_mask_BL, fps_B, low_BTHWC=None, low_logsnr_B=None, low_mask_BT=None
+        self,
+        z_BTHWC,
+        *,
+        logsnr_B,
+        text_BLD,
+        text_mask_BL,
+        fps_B,
+        low_BTHWC=None,
+        low_logsnr_B=None,
+        low_mask_BT=None,
+        guidance_B=None,
     ):
         """Args: z noisy video; low the conditioning video at the same T, H, W with its noise level and, with
         `low_resolution_mask`, which of its frames are given. H and W must be divisible by `patch`.
@@ -180,6 +199,7 @@ class VideoUNet(nnx.Module):
             fps_B=fps_B,
             frames=T,
             low_logsnr_B=low_logsnr_B,
+            guidance_B=guidance_B,
         ).astype(dtype)
         inputs = [z_BTHWC] if low_BTHWC is None else [z_BTHWC, low_BTHWC]
         if config.low_resolution_mask:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from imagen_video_jax import functional
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.diffusion import gaussian, guidance, samplers
+from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.loss import WEIGHTINGS, diffusion_loss
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
@@ -44,7 +45,7 @@ class StageConfig:
       text_length, text_drop: tokens per caption; share of examples that train without text.
       augmentation_max: in training the input is noised at cosine time U(0, augmentation_max).
       augmentation_snr: linear SNR of the input's noise at sampling (3 or 5 in the paper); inf for none.
-      schedule, sampler, network: see their classes.
+      schedule, sampler, network, student: see their classes.
     """
 
     name: str
@@ -69,6 +70,7 @@ class StageConfig:
     schedule: Schedule = Schedule()
     sampler: SamplerConfig = SamplerConfig()
     network: VideoUNetConfig = VideoUNetConfig()
+    student: StudentConfig = StudentConfig()
 
     def __post_init__(self):
         for field in ("frames", "height", "width", "factor", "text_length"):
@@ -87,6 +89,7 @@ class StageConfig:
             raise ValueError(f"text_drop must be in [0, 1], got {self.text_drop}")
         if self.network.low_resolution != (self.kind != "base"):
             raise ValueError(f"network.low_resolution must be {self.kind != 'base'} for kind {self.kind!r}")
+        check_sampler(self, self.sampler)
         if self.residual and (self.kind == "base" or self.prediction != "x"):
             raise ValueError(f"residual needs prediction 'x' and a low-resolution input, not {self.kind!r}")
         for size, name in zip(self.train_size, ("height", "width")):
@@ -122,6 +125,26 @@ class StageConfig:
         return self.frames, self.height, self.width, self.fps
 
 
+def check_sampler(config: StageConfig, sampler: SamplerConfig) -> None:
+    """ValueError unless a stage can be sampled so: students at their own number of calls, others not as students."""
+    name, calls = config.name, config.student.calls
+    if calls and (sampler.name, sampler.steps) != ("distilled", calls):
+        raise ValueError(
+            f"{name} is a student of {calls} network calls: it samples with sampler 'distilled' and steps {calls}, "
+            f"not with {sampler.name!r} and {sampler.steps}"
+        )
+    if not calls and sampler.name == "distilled":
+        raise ValueError(f"{name} was not distilled for a number of calls; sample it with ddim, ancestral or dpmpp_2m")
+    if not config.network.guidance:
+        return
+    low, high = config.student.weights
+    for weight in (sampler.guidance, sampler.guidance_low or 0.0):
+        if not low <= weight <= high:
+            raise ValueError(f"guidance {weight:g} is outside {low:g} to {high:g}, what {name} was distilled for")
+    if sampler.rule != "cfg" or sampler.rescale:
+        raise ValueError(f"{name} is a student, which has learned plain guidance: leave rule and rescale alone")
+
+
 def named_key(key: jax.Array, name: str) -> jax.Array:
     """A key of its own for each use of one key: fold_in of the name's checksum."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
@@ -150,6 +173,7 @@ class Conditions:
     low_BTHWC: jax.Array | None = None
     low_logsnr_B: jax.Array | None = None
     low_mask_BT: jax.Array | None = None
+    guidance_B: jax.Array | None = None  # in students, which take the weight as an input
 
     def unconditional(self, negative: "Text | None" = None) -> "Conditions":
         """The same with the null text, or the negative one; the low-resolution video stays (guidance acts on text)."""
@@ -196,6 +220,7 @@ class Stage:
             low_BTHWC=conditions.low_BTHWC,
             low_logsnr_B=conditions.low_logsnr_B,
             low_mask_BT=conditions.low_mask_BT,
+            guidance_B=conditions.guidance_B,
         )
         if self.config.residual:
             output += conditioning.denoise(conditions.low_BTHWC, logsnr_B=conditions.low_logsnr_B)
@@ -388,7 +413,10 @@ class Stage:
     def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index, memory):
         """The estimate of x at one noise level, guided and clipped, and what guidance remembers of it."""
         weight = jnp.asarray(weights_S)[index]
-        if not weights_S.any():
+        if self.config.network.guidance:
+            given = dataclasses.replace(conditions, guidance_B=jnp.full((z.shape[0],), weight))
+            x = self.estimate(params, z, jnp.full((z.shape[0],), logsnr), given)
+        elif not weights_S.any():
             x = self.estimate(params, z, jnp.full((z.shape[0],), logsnr), conditions)
         else:
             guided = functools.partial(self._guided, params, conditions, opposite, sampler)

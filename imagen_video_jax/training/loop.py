@@ -270,7 +270,7 @@ class _Run:
         )
         state = init(named_key(self.key, "init"))
         if self.objective.start:
-            state = _starting_from(self.objective.start(abstract.params), state)
+            state = _starting_from(self.objective.start(state.params), state)
         elif self.config.init_from:
             path = distributed.from_first(lambda: str(checkpoint.require_newest(pathlib.Path(self.config.init_from))))
             state = _starting_from(checkpoint.restore(pathlib.Path(path), "ema", abstract.params), state)

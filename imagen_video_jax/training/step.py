@@ -40,7 +40,7 @@ class Objective:
     Attributes:
       loss: (stage, params, frozen, batch, key, slot_B, slots) -> (loss_B, logsnr_B), see `Stage.loss`.
       frozen: mesh -> what the loss reads and no update changes: a teacher's weights (`TrainState.frozen`).
-      start: abstract params -> params to start from; None for fresh ones.
+      start: fresh params -> params to start from.
     """
 
     loss: Callable = lambda stage, params, frozen, *rest: stage.loss(params, *rest)

@@ -1,0 +1,303 @@
+"""Two-stage distillation as a chain of training runs: `train` with another objective, one student a round.
+
+    DIR/distill.json          what the chain is: the teacher's checkpoint, the calls of every round, the settings
+    DIR/rounds/NAME/          one training folder a round, see loop.py
+    DIR/rounds.jsonl          a line for every round that is done
+
+Round 0 matches the guided teacher for every weight in a range; each round after it halves the network calls. What is
+done is not done again, so a killed chain goes on in the middle of a round.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from imagen_video_jax import checkpoint, distributed, partitioning, storage
+from imagen_video_jax.diffusion import distillation, guidance
+from imagen_video_jax.diffusion.distillation import StudentConfig
+from imagen_video_jax.diffusion.loss import loss_to_x
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.stages.stage import Stage, StageConfig, clipped, example_keys, named_key
+from imagen_video_jax.training.loop import TrainConfig, train
+from imagen_video_jax.training.metrics import read_rows
+from imagen_video_jax.training.resume import as_dict
+from imagen_video_jax.training.step import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """A chain of rounds.
+
+    Attributes:
+      train: the settings of every round; its stage is the teacher's, its steps are those of a halving round.
+      teacher: the teacher's checkpoint.
+      calls: network calls from which the halving starts; `last_calls` is where it ends.
+      guided_steps: updates of round 0.
+      weights: the range of guidance weights.
+      weighting: of the loss, see diffusion/loss.py. The paper's eps_mse is none: its weight is 0 where sampling starts.
+      samples: whether every round ends with sample videos (also train.sample_every).
+      clip: of the teacher's estimates in the targets, as in sampling, or "none" (as published).
+    """
+
+    train: TrainConfig
+    teacher: str
+    calls: int = 256
+    last_calls: int = 8
+    guided_steps: int = 1000
+    weights: tuple[float, float] = (0.0, 15.0)
+    weighting: str = "snr_trunc"
+    clip: str = "none"
+    samples: bool = True
+
+    def __post_init__(self):
+        if self.weighting == "eps_mse":
+            raise ValueError(
+                "weighting eps_mse gives no weight to t = 1, where sampling starts; use snr_trunc or v_mse"
+            )
+        if self.guided_steps < 1:
+            raise ValueError(f"guided_steps must be at least 1, got {self.guided_steps}")
+        if not 0.0 <= self.weights[0] <= self.weights[1]:
+            raise ValueError(f"weights must be a range from at least 0, like (0,15), got {self.weights}")
+        if self.clip not in ("none", "static", "dynamic"):
+            raise ValueError(f"clip must be none, static or dynamic, got {self.clip!r}")
+        if self.last_calls < 1 or self.calls < self.last_calls:
+            raise ValueError(f"a student has no more calls than its teacher: calls {self.calls} to {self.last_calls}")
+        self.halvings()
+
+    def halvings(self) -> list[int]:
+        """Network calls of the rounds after round 0."""
+        calls = [self.calls]
+        while calls[-1] > self.last_calls:
+            if calls[-1] % 2 or calls[-1] // 2 < self.last_calls:
+                near = self.last_calls * 2 ** max((self.calls // self.last_calls).bit_length() - 1, 1)
+                raise ValueError(
+                    f"calls {self.calls} cannot be halved to {self.last_calls}: {calls[-1]} is no double of a number "
+                    f"from {self.last_calls} on; start from {near}"
+                )
+            calls.append(calls[-1] // 2)
+        return calls[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One student: its number, the calls it is for, and whether it learns guidance (round 0) or longer steps."""
+
+    number: int
+    calls: int
+
+    @property
+    def guided(self) -> bool:
+        return self.number == 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:02d}_{'guided' if self.guided else 'halved'}_{self.calls}"
+
+
+def rounds_of(config: DistillConfig) -> list[Round]:
+    return [Round(number, calls) for number, calls in enumerate([config.calls, *config.halvings()])]
+
+
+def distill(config: DistillConfig, workdir: pathlib.Path, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """Runs the rounds that are not done; `should_stop` and Stopped as of `train`."""
+    with contextlib.ExitStack() as stack:
+        teacher = distributed.from_first(lambda: _take(config, workdir, stack))
+        config = dataclasses.replace(config, teacher=teacher)
+        done = read_rounds(workdir)
+        rounds = rounds_of(config)
+        teacher = Stage(config.train.stage), pathlib.Path(config.teacher)
+        for round_ in rounds:
+            stage = student_stage(config, round_)
+            folder = workdir / "rounds" / round_.name
+            if round_.number >= len(done):
+                settings = _train_config(config, round_, stage)
+                if jax.process_index() == 0:
+                    print(
+                        f"[{round_.number + 1}/{len(rounds)}] {_describe(round_)}: {settings.steps} updates", flush=True
+                    )
+                train(settings, folder, should_stop=should_stop, objective=objective(config, round_, *teacher))
+                done.append(_row(round_, folder, workdir))
+                if jax.process_index() == 0:
+                    text = "".join(json.dumps(row) + "\n" for row in done)
+                    storage.write_text(workdir / "rounds.jsonl", text)
+            teacher = Stage(stage), workdir / done[round_.number]["checkpoint"]
+
+
+def _take(config: DistillConfig, workdir: pathlib.Path, stack: contextlib.ExitStack) -> str:
+    stack.enter_context(storage.directory_lock(storage.writable_folder(workdir)))
+    return _go_on_with(config, workdir).teacher
+
+
+def read_rounds(workdir: pathlib.Path) -> list[dict]:
+    """The rows of the rounds that are done."""
+    path = workdir / "rounds.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def student_stage(config: DistillConfig, round_: Round) -> StageConfig:
+    """The stage that a round trains: the teacher's, with the weight as an input, and its own sampler."""
+    stage = config.train.stage
+    sampler = dataclasses.replace(
+        stage.sampler,
+        name="ddim" if round_.guided else "distilled",
+        steps=round_.calls,
+        rule="cfg",
+        rescale=0.0,
+        guidance=min(max(stage.sampler.guidance, config.weights[0]), config.weights[1]),
+        guidance_low=None if stage.sampler.guidance_low is None else max(stage.sampler.guidance_low, config.weights[0]),
+    )
+    return dataclasses.replace(
+        stage,
+        network=dataclasses.replace(stage.network, guidance=True),
+        student=StudentConfig(0 if round_.guided else round_.calls, config.weights),
+        sampler=sampler,
+        weighting=config.weighting,
+    )
+
+
+def objective(config: DistillConfig, round_: Round, teacher: Stage, path: pathlib.Path) -> Objective:
+    """The loss of a round to the target its teacher gives, starting from the teacher's weights."""
+
+    def frozen(mesh):
+        shardings = partitioning.shardings_of(mesh, teacher.network.abstract, teacher.network.axes)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            teacher.network.abstract,
+            shardings,
+        )
+        # An argument of the step, so that the rounds share one compiled program.
+        calls = jax.device_put(jnp.asarray(round_.calls, jnp.float32), partitioning.replicated(mesh))
+        return {"teacher": checkpoint.restore(checkpoint.verify(path), "ema", abstract), "calls": calls}
+
+    def start(fresh):
+        own = {name: leaf for name, leaf in fresh.items() if name in teacher.network.abstract}
+        return {**fresh, **checkpoint.restore(path, "ema", own)}
+
+    def loss(stage, params, frozen, batch, key, slot_B, slots):
+        return distillation_loss(config, round_.guided, teacher, stage, params, frozen, batch, key, slot_B, slots)
+
+    return Objective(loss, frozen, start)
+
+
+def distillation_loss(config, guided, teacher, stage, params, frozen, batch, key, slot_B, slots):
+    """(loss_B, logsnr_B) of a student; arguments as of `Objective.loss` after the first three."""
+
+    def time(uniform_B):
+        return uniform_B if guided else distillation.grid_time(uniform_B, frozen["calls"])
+
+    noised = stage.noised(batch, key, slot_B, slots, text_drop=0.0, time=time)
+    low, high = config.weights
+    keys_B = example_keys(named_key(key, "guidance"), slot_B)
+    weight_B = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys_B)
+    conditions = dataclasses.replace(noised.conditions, guidance_B=weight_B)
+    sampler = dataclasses.replace(stage.config.sampler, clip=config.clip)
+
+    def teacher_x(z, logsnr_B):
+        if not guided:
+            return clipped(teacher.estimate(frozen["teacher"], z, logsnr_B, conditions), sampler)
+        return clipped(guided_estimate(teacher, frozen["teacher"], z, logsnr_B, noised.conditions, weight_B), sampler)
+
+    if guided:
+        target = teacher_x(noised.z, noised.logsnr_B)
+    else:
+        target = distillation.progressive_target(
+            teacher_x, z=noised.z, time=noised.time_B, calls=frozen["calls"], schedule=stage.config.schedule
+        )
+    loss_B = loss_to_x(
+        output=stage.predict(params, noised.z, noised.logsnr_B, conditions),
+        prediction=stage.config.prediction,
+        z=noised.z,
+        x=jax.lax.stop_gradient(target),
+        logsnr_B=noised.logsnr_B,
+        weighting=stage.config.weighting,
+    )
+    return loss_B, noised.logsnr_B
+
+
+def guided_estimate(teacher: Stage, params, z, logsnr_B, conditions, weight_B):
+    """(1 + w) c - w u of a stage that is no student, in one doubled batch, a weight per example."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, conditions.unconditional())
+    doubled, levels = jnp.concatenate([z, z]), jnp.concatenate([logsnr_B, logsnr_B])
+    conditional, unconditional = jnp.split(teacher.estimate(params, doubled, levels, both), 2)
+    weight = weight_B.reshape((-1,) + (1,) * (z.ndim - 1))
+    return guidance.guide(conditional=conditional, unconditional=unconditional, weight=weight)
+
+
+def _train_config(config: DistillConfig, round_: Round, stage: StageConfig) -> TrainConfig:
+    steps = config.guided_steps if round_.guided else config.train.steps
+    return dataclasses.replace(
+        config.train,
+        stage=stage,
+        steps=steps,
+        sample_every=config.train.sample_every or (steps if config.samples else 0),
+        evaluate_every=config.train.evaluate_every or steps,
+    )
+
+
+def _row(round_: Round, folder: pathlib.Path, workdir: pathlib.Path) -> dict:
+    """What rounds.jsonl says of a round: the loss is the held-out one where there are validation clips."""
+    rows = read_rows(folder / "metrics.jsonl")
+    held_out = [row for row in rows if row["kind"] == "held_out"]
+    last = (held_out or [row for row in rows if row["kind"] == "train"])[-1]
+    step = checkpoint.committed_steps(folder / "checkpoints")[-1]
+    return {
+        "round": round_.number,
+        "kind": "guided" if round_.guided else "halved",
+        "network_calls": round_.calls,
+        "grid_points": None if round_.guided else round_.calls,
+        "ddim_steps": None if round_.guided else round_.calls / 2,
+        "checkpoint": (folder / "checkpoints" / str(step)).relative_to(workdir).as_posix(),
+        "updates": step,
+        "loss": last["loss_video"] if held_out else last["loss"],
+        "loss_of": "held_out" if held_out else "train",
+    }
+
+
+def _describe(round_: Round) -> str:
+    if round_.guided:
+        return f"one student for every guidance weight, any time, to be sampled with {round_.calls} calls"
+    return (
+        f"a student of {round_.calls} network calls: grid i/{round_.calls}, DDIM steps of 2/{round_.calls} "
+        f"(a {round_.calls / 2:g}-step DDIM), its teacher's steps are 1/{round_.calls}"
+    )
+
+
+# Settings of a chain that may change when it goes on, beside those of training.
+_FREE = ("data", "validation", "embeddings", "encoder", "checkpoint_every", "log_every", "sample_every", "keep",
+         "evaluate_every", "bad_share", "mesh", "profile_steps", "steps", "max_seconds", "init_from")  # fmt: skip
+
+
+def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
+    """The config with the teacher that this chain began with; UserError where it is another chain."""
+    file = workdir / "distill.json"
+    values = json.loads(json.dumps(as_dict(config)))
+    path = pathlib.Path(config.teacher)
+    teacher = {"checkpoint": str(path.absolute()), "sha256": storage.sha256_file(path / storage.MANIFEST)}
+    if not file.exists():
+        storage.write_json(file, {"config": values, "teacher": teacher})
+        return config
+    stored = storage.read_json(file)
+    theirs, name = stored["config"], config.train.stage.name
+    if theirs["train"]["stage"]["name"] != name:
+        raise UserError(
+            f"{workdir} distils {theirs['train']['stage']['name']}, this teacher is {name}; use another --workdir"
+        )
+    for fields in (theirs, values):
+        fields.pop("teacher")
+        for field in _FREE:
+            fields["train"].pop(field, None)
+    changed = [field for field in values if field != "train" and values[field] != theirs.get(field)]
+    changed += [f"train.{f}" for f in values["train"] if values["train"][f] != theirs["train"].get(f)]
+    if changed:
+        raise UserError(f"{workdir} was begun with other settings of {', '.join(changed)}; use another --workdir")
+    if stored["teacher"]["sha256"] == teacher["sha256"]:
+        return config
+    first = pathlib.Path(stored["teacher"]["checkpoint"])
+    if not read_rounds(workdir) and not (first / storage.MANIFEST).exists():
+        raise UserError(f"{workdir} was begun with teacher {first}, which is gone; use another --workdir")
+    return dataclasses.replace(config, teacher=str(first))

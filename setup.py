@@ -23,6 +23,7 @@ CORE = [
     "msgpack",
     "etils[epath,epy]",
     "safetensors",
+    "flatbuffers",  # with which jax.export writes programs
     "sentencepiece",
     "tokenizers",
     "av>=18.1",

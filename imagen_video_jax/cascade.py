@@ -11,13 +11,13 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_video_jax import checkpoint, storage
+from imagen_video_jax import bundle, checkpoint, storage
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
@@ -120,25 +120,12 @@ class Cascade:
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, weights: str = "", vocabulary: str = "") -> "Cascade":
-        """Reads `cascade.json`, verifies every checkpoint it names and loads the EMA weights.
+        """Reads a `cascade.json` or a bundle, verifies every file it names and loads the EMA weights.
 
         `weights` and `vocabulary` say where the text encoder's files are, if no longer where training found them.
         """
-        path = pathlib.Path(path)
-        content = storage.read_json(path)
-        if not isinstance(content, dict) or content.get("version") != VERSION or not content.get("stages"):
-            raise UserError(f"{path} is not a cascade of version {VERSION}")
-        members, previous = [], None
-        for entry in content["stages"]:
-            config = stage_config(entry["stage"])
-            check_fit(previous, config)
-            stage = Stage(config)
-            folder = path.parent / entry["checkpoint"]
-            if not folder.is_dir():
-                raise UserError(f"{path} names checkpoint {folder}, which does not exist; make the cascade anew")
-            params = checkpoint.restore(checkpoint.verify(folder), "ema", stage.network.abstract)
-            members.append(Member(stage, params, entry["checkpoint"]))
-            previous = config
+        content, members = read_members(path)
+        members = list(members)
         moved = {name: text for name, text in (("weights", weights), ("vocabulary", vocabulary)) if text}
         return cls(members, trained_with=(content.get("encoder") or {}) | moved)
 
@@ -269,6 +256,35 @@ class Cascade:
         return self._compiled[key]
 
 
+def read_members(path: str | os.PathLike) -> tuple[dict, Iterator[Member]]:
+    """What a `cascade.json` or a bundle says, and its stages, each loaded when it is asked for."""
+    folder, content = bundle.read_description(path)
+    if not isinstance(content, dict) or content.get("version") != VERSION or not content.get("stages"):
+        raise UserError(f"{path} is not a cascade of version {VERSION}")
+    where = "weights" if "bundle" in content else "checkpoint"
+    stages = content["stages"] if isinstance(content["stages"], list) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get(where), str) for entry in stages):
+        raise UserError(f"{path} does not say where the weights of its stages are; make the cascade anew")
+    configs = [stage_config(entry.get("stage")) for entry in stages]
+    for previous, config in zip([None, *configs], configs):
+        check_fit(previous, config)
+
+    def members():
+        for entry, config in zip(stages, configs):
+            stage = Stage(config)
+            if "bundle" in content:
+                params = bundle.read_weights(folder, entry["weights"], stage.network.abstract)
+                yield Member(stage, params, entry["weights"])
+                continue
+            step = folder / entry["checkpoint"]
+            if not step.is_dir():
+                raise UserError(f"{path} names checkpoint {step}, which does not exist; make the cascade anew")
+            params = checkpoint.restore(checkpoint.verify(step), "ema", stage.network.abstract)
+            yield Member(stage, params, entry["checkpoint"])
+
+    return content, members()
+
+
 def changed_sampler(config: StageConfig, changes: dict) -> SamplerConfig:
     """A stage's sampler with some fields replaced; UserError where it cannot be sampled so."""
     try:
@@ -305,5 +321,5 @@ def stage_config(values: dict) -> StageConfig:
             "student": plain(StudentConfig, values.get("student", {})),
         }
         return plain(StageConfig, {**values, **nested})
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"the stage's stored config is not one of this version: {error}") from None

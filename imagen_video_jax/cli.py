@@ -4,12 +4,24 @@ import argparse
 import sys
 
 from imagen_video_jax import __version__
-from imagen_video_jax.commands import cascade, demo, distill, embed, evaluate, inspect, plan, prepare, sample, train
+from imagen_video_jax.commands import (
+    cascade,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    prepare,
+    sample,
+    train,
+)
 from imagen_video_jax.errors import DONE, UserError
 from imagen_video_jax.training import watchdog
 
 # In the order in which people need them.
-COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, plan)
+COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, export, plan)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""safetensors files -> `StoredArray`s: one file, or the shards that an index names.
+"""safetensors files -> `StoredArray`s: one file, or the shards that an index names; and the writer of one file.
 
 Read here rather than by the safetensors package, which maps whole files: a process that loads an eighth of a large
 model should hold an eighth, and files in buckets cannot be mapped.
@@ -41,15 +41,21 @@ def parse_header(head: bytes, size: int) -> tuple[dict[str, tuple[np.dtype, tupl
         raise ValueError("it does not begin with a safetensors header, or is cut")
     header = json.loads(head[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
-    arrays, end = {}, 0
+    arrays, end, taken = {}, 0, []
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise ValueError(f"array {name} is of type {entry['dtype']}, which is not known here")
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         begin, stop = entry["data_offsets"]
-        if begin < 0 or stop - begin != math.prod(shape) * dtype.itemsize:
+        counts = (*shape, begin, stop)
+        if any(type(n) is not int or n < 0 for n in counts) or stop - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the bytes of array {name} do not fit its shape {shape}")
-        arrays[name], end = (dtype, shape, 8 + length + begin), max(end, stop)
+        arrays[name] = (dtype, shape, 8 + length + begin)
+        taken.append((begin, stop))
+    for begin, stop in sorted(taken):
+        if begin != end:
+            raise ValueError(f"its arrays overlap or leave a hole at byte {8 + length + min(begin, end)}")
+        end = stop
     if 8 + length + end != size:
         raise ValueError(f"{size} bytes, expected {8 + length + end}")
     return arrays, metadata
@@ -107,6 +113,25 @@ def local_files(path: str) -> list[pathlib.Path]:
         return []
     names = json.loads(pathlib.Path(path).read_text())["weight_map"].values() if path.endswith(".json") else ()
     return [pathlib.Path(path), *(pathlib.Path(path).parent / name for name in sorted(set(names)))]
+
+
+def write_file(path: os.PathLike, arrays: dict, dtype) -> None:
+    """Writes one file, arrays in order of name, each converted to `dtype` when its turn comes.
+
+    Args: arrays has anything with a shape that numpy takes; of what lies on a device one array at a time is copied.
+    """
+    dtype, header, end = np.dtype(dtype), {"__metadata__": {"format": "np"}}, 0
+    letters = {np.dtype(known): text for text, known in DTYPES.items()}[dtype]
+    for name in sorted(arrays):
+        shape = arrays[name].shape
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": letters, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays can be mapped
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(arrays):
+            file.write(np.asarray(arrays[name]).astype(dtype, copy=False).tobytes())
 
 
 def _read(path, position: int, dtype: np.dtype, shape: tuple[int, ...], block: tuple[slice, ...]) -> np.ndarray:

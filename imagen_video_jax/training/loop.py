@@ -21,6 +21,7 @@ import numpy as np
 
 from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
 from imagen_video_jax.batch import Batch
+from imagen_video_jax.bundle import initial_params
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.buckets import parse_sizes
 from imagen_video_jax.data.clips import ClipSpec
@@ -60,7 +61,7 @@ class TrainConfig:
         for the stage's own size alone.
       bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
-      init_from: workdir whose EMA weights start this run.
+      init_from: workdir, or bundle, whose EMA weights start this run.
       profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
       scale: name of the scale the config was made for; part of a workdir's identity.
     """
@@ -272,8 +273,8 @@ class _Run:
         if self.objective.start:
             state = _starting_from(self.objective.start(state.params), state)
         elif self.config.init_from:
-            path = distributed.from_first(lambda: str(checkpoint.require_newest(pathlib.Path(self.config.init_from))))
-            state = _starting_from(checkpoint.restore(pathlib.Path(path), "ema", abstract.params), state)
+            params = initial_params(self.config.init_from, self.config.stage.name, abstract.params)
+            state = _starting_from(params, state)
         return dataclasses.replace(state, frozen=self.objective.frozen(self.mesh))
 
     def _check_divisible(self) -> None:

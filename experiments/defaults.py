@@ -59,6 +59,7 @@ def training(name: str, scale: str) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.99,
                 "weight_decay": 0.0,
+                "state_dtype": "float32",
             },
             "step": {
                 "ema_decay": ema,

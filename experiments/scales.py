@@ -188,6 +188,7 @@ def stage(name: str, scale: str) -> ConfigDict:
                 "head_width": head_width,
                 "max_frames": 128,
                 "remat": scale in ("small", "paper"),
+                "remat_policy": "nothing",
                 "dtype": "bfloat16" if scale in ("small", "paper") else "float32",
             },
         }

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_video_jax import bundle, checkpoint, storage
+from imagen_video_jax import bundle, checkpoint, partitioning, storage
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
 from imagen_video_jax.errors import DIVERGED, NO_CHECKPOINT, UserError
 from imagen_video_jax.models.video_unet import VideoUNetConfig
 from imagen_video_jax.stages.stage import Stage, StageConfig, check_sampler
+from imagen_video_jax.stages.tiles import WHOLE, Tiling
 from imagen_video_jax.text.embed import EncoderConfig, TextEncoder, open_encoder
 from imagen_video_jax.text.embedding_cache import check_same
 from imagen_video_jax.text.embedding_cache import describe as describe_encoder
@@ -112,22 +113,39 @@ def describe(size: tuple[int, int, int, float]) -> str:
 class Cascade:
     """Trained stages in order, with their text encoder."""
 
-    def __init__(self, members: list[Member], encoder: TextEncoder | None = None, trained_with: dict | None = None):
+    def __init__(
+        self,
+        members: list[Member],
+        encoder: TextEncoder | None = None,
+        trained_with: dict | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
         """`trained_with` is what `cascade.json` says of the encoder; without `encoder` it says which one to open."""
-        self.members = members
+        self.members, self.mesh = members, mesh
         self._encoder, self._trained_with = encoder, trained_with
         self._compiled: dict = {}
 
     @classmethod
-    def load(cls, path: str | os.PathLike, *, weights: str = "", vocabulary: str = "") -> "Cascade":
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        weights: str = "",
+        vocabulary: str = "",
+        mesh: jax.sharding.Mesh | None = None,
+        tiling: Tiling = WHOLE,
+    ) -> "Cascade":
         """Reads a `cascade.json` or a bundle, verifies every file it names and loads the EMA weights.
 
-        `weights` and `vocabulary` say where the text encoder's files are, if no longer where training found them.
+        Args:
+          weights, vocabulary: where the text encoder's files are, if no longer where training found them.
+          mesh: devices to shard weights, batch, frames and height over; by default the first one alone.
+          tiling: of the network calls of super-resolution stages, along the axes that each of them can be cut.
         """
-        content, members = read_members(path)
+        content, members = read_members(path, mesh=mesh, tiling=tiling)
         members = list(members)
         moved = {name: text for name, text in (("weights", weights), ("vocabulary", vocabulary)) if text}
-        return cls(members, trained_with=(content.get("encoder") or {}) | moved)
+        return cls(members, trained_with=(content.get("encoder") or {}) | moved, mesh=mesh)
 
     @property
     def encoder(self) -> TextEncoder:
@@ -240,23 +258,26 @@ class Cascade:
 
             @jax.jit
             def run(params, text_BLD, text_mask_BL, negative, index_B, seed, low_BTHWC):
-                return stage.sample(
-                    params,
-                    text_BLD=text_BLD,
-                    text_mask_BL=text_mask_BL,
-                    index_B=index_B,
-                    seed=seed,
-                    low_BTHWC=low_BTHWC,
-                    size=base_size,
-                    negative=negative,
-                    sampler=sampler,
-                )
+                with partitioning.activate(self.mesh):
+                    return stage.sample(
+                        params,
+                        text_BLD=text_BLD,
+                        text_mask_BL=text_mask_BL,
+                        index_B=index_B,
+                        seed=seed,
+                        low_BTHWC=low_BTHWC,
+                        size=base_size,
+                        negative=negative,
+                        sampler=sampler,
+                    )
 
             self._compiled[key] = run
         return self._compiled[key]
 
 
-def read_members(path: str | os.PathLike) -> tuple[dict, Iterator[Member]]:
+def read_members(
+    path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, tiling: Tiling = WHOLE
+) -> tuple[dict, Iterator[Member]]:
     """What a `cascade.json` or a bundle says, and its stages, each loaded when it is asked for."""
     folder, content = bundle.read_description(path)
     if not isinstance(content, dict) or content.get("version") != VERSION or not content.get("stages"):
@@ -271,18 +292,30 @@ def read_members(path: str | os.PathLike) -> tuple[dict, Iterator[Member]]:
 
     def members():
         for entry, config in zip(stages, configs):
-            stage = Stage(config)
+            stage = Stage(config, WHOLE if config.kind == "base" else tiling)
+            abstract = _placed(stage, mesh)
             if "bundle" in content:
-                params = bundle.read_weights(folder, entry["weights"], stage.network.abstract)
+                params = bundle.read_weights(folder, entry["weights"], abstract)
+                if mesh is not None:
+                    params = jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), params, abstract)
                 yield Member(stage, params, entry["weights"])
                 continue
             step = folder / entry["checkpoint"]
             if not step.is_dir():
                 raise UserError(f"{path} names checkpoint {step}, which does not exist; make the cascade anew")
-            params = checkpoint.restore(checkpoint.verify(step), "ema", stage.network.abstract)
+            params = checkpoint.restore(checkpoint.verify(step), "ema", abstract)
             yield Member(stage, params, entry["checkpoint"])
 
     return content, members()
+
+
+def _placed(stage: Stage, mesh: jax.sharding.Mesh | None):
+    """The abstract params of a stage, with their shardings where there is a mesh."""
+    abstract = stage.network.abstract
+    if mesh is None:
+        return abstract
+    shardings = partitioning.shardings_of(mesh, abstract, stage.network.axes)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
 def changed_sampler(config: StageConfig, changes: dict) -> SamplerConfig:

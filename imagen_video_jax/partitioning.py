@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_video_jax.errors import UserError
@@ -32,6 +33,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "vocabulary": ("tensor",),
 }
+
+# A shard has at least as many frames or rows. With one row a shard, 3x3 convolutions came out wrong (jax 0.10.2, CPU).
+LEAST = {"frames": 2, "height": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,22 @@ def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     if needed != len(devices):
         raise UserError(f"the mesh {dict(zip(MESH_AXES, sizes))} needs {needed} devices, there are {len(devices)}")
     # Auto: the partitioner propagates shardings; jax's own default (Explicit) would ask for them at every operation.
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    return Mesh(_over_slices(sizes, slices, devices), MESH_AXES, axis_types=types)
+
+
+def _over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
+    """Devices of several slices, which the slower network joins: only the data axis crosses it, once a step."""
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh.data {sizes[0]} must be divisible by the number of slices, {slices}: it alone joins them"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+    across = (slices, *(1 for _ in sizes[1:]))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
 
 
 def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:
@@ -74,7 +93,7 @@ def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -
     for size, name in zip(shape, names, strict=True):
         axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1 and axis not in used) if name else ()
         count = int(np.prod([mesh.shape[axis] for axis in axes]))
-        if not axes or size % count:
+        if not axes or size % count or size // count < LEAST.get(name, 1):
             parts.append(None)
             continue
         used.update(axes)

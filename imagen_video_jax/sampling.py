@@ -10,7 +10,9 @@ from imagen_video_jax import __version__, storage
 from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.data.clips import ClipSpec, cut_clip
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.partitioning import MeshShape, make_mesh
 from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.stages.tiles import Tiling
 from imagen_video_jax.training.metrics import progress_bar
 from imagen_video_jax.video.files import read_video, write_video
 
@@ -38,6 +40,9 @@ class SampleRequest:
     keep_stages: bool = False
     weights: str = ""
     vocabulary: str = ""
+    mesh: MeshShape | None = None
+    tile: tuple[int, int, int] = (0, 0, 0)
+    overlap: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,13 @@ class _Job:
 
 def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Path) -> list[dict]:
     """Writes the videos and returns the rows of `samples.jsonl`: prompt, number, seed, path."""
-    cascade = Cascade.load(cascade_path, weights=request.weights, vocabulary=request.vocabulary)
+    cascade = Cascade.load(
+        cascade_path,
+        weights=request.weights,
+        vocabulary=request.vocabulary,
+        mesh=make_mesh(request.mesh) if request.mesh else None,
+        tiling=Tiling(request.tile, request.overlap),
+    )
     stages = out / "stages" if request.keep_stages else None
     return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages)
 

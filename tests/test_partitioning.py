@@ -78,7 +78,7 @@ def test_enlarging_is_the_general_bilinear_resize(factor):
 
 
 def test_a_mesh_that_the_devices_cannot_make_is_refused():
-    with pytest.raises(UserError, match="needs 16 devices, this machine has 8"):
+    with pytest.raises(UserError, match="needs 16 devices, there are 8"):
         partitioning.make_mesh(MeshShape(data=4, fsdp=4))
     with pytest.raises(UserError, match="at least 1"):
         partitioning.make_mesh(MeshShape(tensor=0))
@@ -91,3 +91,26 @@ def test_a_batch_lands_in_its_slots_wherever_the_mesh_repeats_it():
     np.testing.assert_array_equal(array, np.arange(8))
     assert all(shard.data.size == 2 for shard in array.addressable_shards)
     np.testing.assert_array_equal(partitioning.put_own(mesh, (0.5, 2)), np.tile([0.5, 2.0], (8, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What arranging devices asks of one."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_only_the_data_axis_crosses_slices():
+    devices = [FakeDevice(number, number % 2) for number in range(8)]
+    arranged = partitioning._over_slices([4, 2, 1, 1, 1], 2, devices)
+    assert arranged.shape == (4, 2, 1, 1, 1)
+    slices = np.vectorize(lambda device: device.slice_index)(arranged)[..., 0, 0, 0]
+    assert (slices == slices[:, :1]).all()
+    assert sorted(slices[:, 0]) == [0, 0, 1, 1]
+    assert len({device.id for device in arranged.flat}) == 8
+    with pytest.raises(UserError, match="divisible by the number of slices, 2"):
+        partitioning._over_slices([1, 8, 1, 1, 1], 2, devices)

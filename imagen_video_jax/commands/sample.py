@@ -35,6 +35,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
     parser.add_argument("--weights", default="", metavar="PATH", help="where the T5 that it was trained with is now")
     parser.add_argument("--vocabulary", default="", metavar="FILE", help="likewise its spiece.model")
+    parser.add_argument("--mesh", metavar="AXIS=N[,...]", help="shard over devices, e.g. frames=4,height=2")
+    parser.add_argument("--tile", metavar="TxHxW", help="super-resolution in tiles, frames x height x width, 0: whole")
+    parser.add_argument("--overlap", default="8x32x32", metavar="TxHxW", help="of tiles, on either side")
 
 
 def run(arguments, _) -> None:
@@ -62,6 +65,9 @@ def run(arguments, _) -> None:
         keep_stages=arguments.keep_stages,
         weights=arguments.weights,
         vocabulary=arguments.vocabulary,
+        mesh=_mesh(arguments.mesh) if arguments.mesh else None,
+        tile=_three("--tile", arguments.tile) if arguments.tile else (0, 0, 0),
+        overlap=_three("--overlap", arguments.overlap),
     )
     use_compilation_cache()
     sample_to_folder(arguments.cascade, request, pathlib.Path(arguments.out))
@@ -71,6 +77,25 @@ def _prompts(arguments) -> list[str]:
     if bool(arguments.prompt) == bool(arguments.prompts):
         raise UserError("give either --prompt TEXT or --prompts FILE")
     return arguments.prompt if arguments.prompt else lines(arguments.prompts)
+
+
+def _three(name: str, text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise UserError(f"{name} must be frames x height x width like 16x192x320, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _mesh(text: str):
+    from imagen_video_jax.partitioning import MESH_AXES, MeshShape
+
+    sizes = {}
+    for part in text.split(","):
+        axis, _, number = part.partition("=")
+        if axis not in MESH_AXES or not number.isdecimal():
+            raise UserError(f"--mesh must be AXIS=NUMBER[,...] with axes {', '.join(MESH_AXES)}, got {text!r}")
+        sizes[axis] = int(number)
+    return MeshShape(**{"data": 1} | sizes)
 
 
 def _field(text: str) -> tuple[str, tuple]:

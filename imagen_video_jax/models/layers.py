@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imagen_video_jax import partitioning
+from imagen_video_jax.partitioning import constrain
 
 
 def truncated_normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> jax.Array:
@@ -115,13 +116,21 @@ def foldable() -> bool:
     return not (partitioning.sharded("frames") or partitioning.sharded("height"))
 
 
+def _in_place(x_BTHWC: jax.Array, kernel: jax.Array, strides: tuple[int, int, int]) -> jax.Array:
+    """A three-dimensional convolution, kernel (kt, kh, kw, in, out), laid over the mesh as `constrain` allows.
+
+    Left to itself the partitioner also makes shards of one row, and those came out wrong (partitioning.LEAST).
+    """
+    x = constrain(x_BTHWC, "batch", "frames", "height")
+    y = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    return constrain(y, "batch", "frames", "height")
+
+
 def spatial_convolution(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves each frame with kernel (kh, kw, in, out)."""
     B, T, H, W, C = x_BTHWC.shape
     if not foldable():
-        return jax.lax.conv_general_dilated(
-            x_BTHWC, kernel[None], (1, stride, stride), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-        )
+        return _in_place(x_BTHWC, kernel[None], (1, stride, stride))
     x = x_BTHWC.reshape(B * T, H, W, C)
     if kernel.shape[:2] == (1, 1) and stride == 1:
         y = x @ kernel[0, 0]
@@ -136,9 +145,7 @@ def temporal_convolution(x_BTHWC: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves each pixel over frames with kernel (kt, in, out)."""
     B, T, H, W, C = x_BTHWC.shape
     if not foldable():
-        return jax.lax.conv_general_dilated(
-            x_BTHWC, kernel[:, None, None], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-        )
+        return _in_place(x_BTHWC, kernel[:, None, None], (1, 1, 1))
     x = x_BTHWC.transpose(0, 2, 3, 1, 4).reshape(B * H * W, T, C)
     y = jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
     return y.reshape(B, H, W, T, -1).transpose(0, 3, 1, 2, 4)

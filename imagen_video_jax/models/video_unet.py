@@ -31,6 +31,11 @@ from imagen_video_jax.models.layers import (
 from imagen_video_jax.partitioning import constrain
 
 LAYOUTS = ("unet", "efficient")
+# What a block under remat keeps for the backward pass: nothing but its input, or what convolutions and products gave.
+REMAT_POLICIES = {
+    "nothing": None,
+    "products": lambda primitive, *_, **__: primitive.name in ("conv_general_dilated", "dot_general"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class VideoUNetConfig:
       head_width: channels of an attention head.
       max_frames: largest frame distance that the relative position bias tells apart.
       remat: recompute each block's activations in the backward pass.
+      remat_policy: all of them ("nothing" is kept), or all but the results of "products" and convolutions.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32.
     """
 
@@ -71,6 +77,7 @@ class VideoUNetConfig:
     head_width: int = 32
     max_frames: int = 32
     remat: bool = False
+    remat_policy: str = "nothing"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -85,6 +92,8 @@ class VideoUNetConfig:
             raise ValueError(f"network.temporal entries must be of {TEMPORAL_MIXING}, got {self.temporal}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"network.layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.remat_policy not in REMAT_POLICIES:
+            raise ValueError(f"network.remat_policy must be one of {tuple(REMAT_POLICIES)}, got {self.remat_policy!r}")
 
     def level(self, index: int) -> BlockConfig:
         return BlockConfig(
@@ -239,7 +248,9 @@ class VideoUNet(nnx.Module):
 
     def _run(self, name: str, x, conditions):
         block = getattr(self, name)
-        run = jax.checkpoint(lambda *args: block(*args)) if self.config.remat else block
+        run = block
+        if self.config.remat:
+            run = jax.checkpoint(lambda *args: block(*args), policy=REMAT_POLICIES[self.config.remat_policy])
         with jax.named_scope(name):
             return self._constrain(run(x, *conditions))
 

@@ -23,6 +23,7 @@ from imagen_video_jax.diffusion.schedules import Schedule
 from imagen_video_jax.models.video_unet import VideoUNet, VideoUNetConfig
 from imagen_video_jax.partitioning import constrain
 from imagen_video_jax.stages import conditioning
+from imagen_video_jax.stages.tiles import WHOLE, Tiling, in_tiles
 from imagen_video_jax.video import frames
 
 
@@ -196,10 +197,10 @@ class Noised(NamedTuple):
 
 
 class Stage:
-    """A stage as pure functions of a parameter tree."""
+    """A stage as pure functions of a parameter tree; `tiling` is for sampling what is too large for one device."""
 
-    def __init__(self, config: StageConfig):
-        self.config = config
+    def __init__(self, config: StageConfig, tiling: Tiling = WHOLE):
+        self.config, self.tiling = config, tiling.of(config.network)
         self.network = functional.split(lambda rngs: VideoUNet(rngs, config.network))
 
     def __repr__(self):
@@ -210,18 +211,22 @@ class Stage:
 
     def predict(self, params, z_BTHWC, logsnr_B, conditions: Conditions) -> jax.Array:
         """The network's output (v, eps or x) at one noise level per example."""
-        output = self.network.apply(
-            params,
-            z_BTHWC,
-            logsnr_B=logsnr_B,
-            text_BLD=conditions.text_BLD,
-            text_mask_BL=conditions.text_mask_BL,
-            fps_B=conditions.fps_B,
-            low_BTHWC=conditions.low_BTHWC,
-            low_logsnr_B=conditions.low_logsnr_B,
-            low_mask_BT=conditions.low_mask_BT,
-            guidance_B=conditions.guidance_B,
-        )
+
+        def call(z_BTHWC, low):
+            return self.network.apply(
+                params,
+                z_BTHWC,
+                logsnr_B=logsnr_B,
+                text_BLD=conditions.text_BLD,
+                text_mask_BL=conditions.text_mask_BL,
+                fps_B=conditions.fps_B,
+                low_logsnr_B=conditions.low_logsnr_B,
+                guidance_B=conditions.guidance_B,
+                **low,
+            )
+
+        low = {"low_BTHWC": conditions.low_BTHWC, "low_mask_BT": conditions.low_mask_BT}
+        output = in_tiles(call, self.tiling, z_BTHWC, low)
         if self.config.residual:
             output += conditioning.denoise(conditions.low_BTHWC, logsnr_B=conditions.low_logsnr_B)
         return output
@@ -407,8 +412,14 @@ class Stage:
         snr = self.config.augmentation_snr
         logsnr = min(math.log(snr), Schedule().logsnr_max) if snr != math.inf else Schedule().logsnr_max
         low_logsnr_B = jnp.full((text_BLD.shape[0],), logsnr, jnp.float32)
-        eps = normal(jax.vmap(lambda key: named_key(key, "augmentation"))(keys_B), low_BTHWC.shape[1:])
-        return self._with_low(text_BLD, text_mask_BL, fps_B, low_BTHWC, low_logsnr_B, eps)
+        low, eps = (
+            constrain(a, "batch", "frames", "height")
+            for a in (
+                low_BTHWC,
+                normal(jax.vmap(lambda key: named_key(key, "augmentation"))(keys_B), low_BTHWC.shape[1:]),
+            )
+        )
+        return self._with_low(text_BLD, text_mask_BL, fps_B, low, low_logsnr_B, eps)
 
     def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index, memory):
         """The estimate of x at one noise level, guided and clipped, and what guidance remembers of it."""

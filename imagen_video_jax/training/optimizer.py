@@ -14,6 +14,7 @@ from optax.contrib import MuonDimensionNumbers
 
 OPTIMIZERS = ("adam", "adafactor", "muon")
 DECAYS = ("constant", "cosine", "linear")
+STATE_DTYPES = ("float32", "bfloat16")
 # Newton-Schulz iterations (4 suffice with "aol" preconditioning), size of a step relative to the learning rate (Adam's
 # is about 0.2), and the fewest inputs and outputs of a kernel worth it.
 MUON_ITERATIONS, MUON_RMS, MUON_SMALLEST = 4, 0.2, 16
@@ -21,7 +22,8 @@ MUON_ITERATIONS, MUON_RMS, MUON_SMALLEST = 4, 0.2, 16
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay.
+    """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay,
+    state_dtype (of the moments between two steps: "bfloat16" halves them; a step computes in float32).
 
     "muon" orthogonalises the steps of kernels (K. Jordan 2024) and scales them to Adam's size, so that one learning
     rate serves both; everything else is Adam's.
@@ -35,8 +37,11 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.0
+    state_dtype: str = "float32"
 
     def __post_init__(self):
+        if self.state_dtype not in STATE_DTYPES:
+            raise ValueError(f"optimizer.state_dtype must be one of {STATE_DTYPES}, got {self.state_dtype!r}")
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}")
         if self.decay not in DECAYS:
@@ -62,10 +67,25 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
         )
     else:
         scale = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if config.state_dtype != "float32":
+        scale = _kept_as(scale, jnp.dtype(config.state_dtype))
     parts = [optax.clip_by_global_norm(config.clip), scale]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay))
     return optax.chain(*parts)
+
+
+def _kept_as(scale: optax.GradientTransformation, dtype) -> optax.GradientTransformation:
+    """The same, with the floating point part of its state kept in `dtype` between two steps."""
+
+    def cast(state, kind):
+        return jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+
+    def update(gradients, state, params=None):
+        updates, state = scale.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(scale.init(params), dtype), update)
 
 
 def _matrices(params):

@@ -113,7 +113,10 @@ def gradients_of(loss: Callable, params, batches, key, config: StepConfig):
     parts = config.accumulate
     if parts == 1:
         return value_and_grad(params, batches, None)
-    split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batches)
+    # Each part over all devices: left to itself, the partitioner would lay the parts over them.
+    split = jax.tree.map(
+        lambda a: constrain(a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), None, "batch"), batches
+    )
 
     def add(total, inputs):
         index, part_batches = inputs

@@ -44,3 +44,21 @@ def test_a_step_goes_down_the_gradient(name):
     step = first_step(name, jax.tree.map(jnp.zeros_like, gradients), gradients)
     for leaf, gradient in gradients.items():
         assert float(jnp.vdot(step[leaf], gradient)) > 0
+
+
+def test_moments_kept_in_bfloat16_take_half_the_bytes_and_go_the_same_way():
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(32, 16)), jnp.float32)}
+    updates = {}
+    for dtype in ("float32", "bfloat16"):
+        step = direction(OptimizerConfig(state_dtype=dtype))
+        state = step.init(params)
+        moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+        assert len(moments) == 2
+        assert {leaf.dtype.name for leaf in moments} == {dtype}
+        for number in range(3):
+            gradients = jax.tree.map(lambda p, n=number: p * (1 + 0.1 * n), params)
+            updates[dtype], state = step.update(gradients, state, params)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim} == {dtype}
+    np.testing.assert_allclose(updates["bfloat16"]["kernel"], updates["float32"]["kernel"], rtol=0.02)
+    with pytest.raises(ValueError, match="state_dtype must be one of"):
+        OptimizerConfig(state_dtype="int8")

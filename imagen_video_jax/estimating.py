@@ -19,8 +19,8 @@ from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
 
-# Of the model's temporaries to the compiler's, fitted on five compiled steps (launch/PLANS.md lists them and others).
-TEMPORARIES = 1.1
+# Of the model's temporaries to the compiler's, fitted on eight compiled steps (launch/PLANS.md lists them and others).
+TEMPORARIES = 1.17
 
 
 @dataclasses.dataclass(frozen=True)

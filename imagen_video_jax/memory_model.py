@@ -161,7 +161,7 @@ class _Walk:
         """The peak inside a loop or a branch, whose own arguments live outside."""
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         peak = 0.0
-        for body in bodies:
+        for body in bodies if turns else ():
             inner = _Walk(self.share, self.size_of)
             arguments = [_Value(self._bytes(variable.aval, False)) for variable in body.invars]
             for output in inner.run(body, arguments):

@@ -88,7 +88,7 @@ def _write(folder: pathlib.Path, cascade: pathlib.Path, content: dict, members, 
         stablehlo.write_programs(folder / stablehlo.FOLDER, stages, request.dtype)
         (folder / "sample.py").write_text(inspect.getsource(bundle_sampler))
     encoder = public_encoder(content.get("encoder") or {})
-    kept = ("name", "step", "weights", "input", "stage")
+    kept = ("name", "step", "role", "weights", "input", "stage")
     described = [{key: entry[key] for key in kept if key in entry} for entry in entries]
     description = {"bundle": bundle.VERSION, "version": VERSION, "made_by": f"imagen_video_jax {__version__}"}
     storage.write_json(folder / bundle.CASCADE, description | {"stages": described, "encoder": encoder})
@@ -107,6 +107,7 @@ def _stage_entry(member: Member, old: dict, path: pathlib.Path, dtype: str) -> d
     return {
         "name": member.stage.config.name,
         "step": old.get("step"),
+        "role": old.get("role", "teacher"),
         "parameters": parameter_count(member.stage.network.abstract),
         "dtype": dtype,
         "stage": dataclasses.asdict(member.stage.config),

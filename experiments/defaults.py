@@ -67,6 +67,14 @@ def training(name: str, scale: str) -> ConfigDict:
                 "accumulate": scales.parts(name, scale),
                 "guard": {"in_a_row": 10, "roll_backs": 3, "spike_sigma": 10.0, "window": 100},
             },
+            "deadlines": {
+                "compile": 7200.0,
+                "restore": 3600.0,
+                "data": 1800.0,
+                "step": 900.0,
+                "look": 7200.0,
+                "save": 3600.0,
+            },
             "mesh": scales.mesh(name, scale),
             "sample_mesh": scales.sample_mesh(name, scale),
         }

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 import warnings
 
+from imagen_video_jax.errors import STOPPED_AFTER_SAVING
 from imagen_video_jax.training.stopping import Stop
 
 
@@ -28,6 +30,15 @@ def stop_on_sigterm():
         yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def stopped(stop: Stop) -> int:
+    """The exit code after a stop; ends the process here where a compilation would keep it for minutes."""
+    if stop.left_running:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED_AFTER_SAVING)
+    return STOPPED_AFTER_SAVING
 
 
 def use_compilation_cache() -> None:

@@ -3,8 +3,8 @@
 import pathlib
 
 from imagen_video_jax.commands.parsing import at_least_zero
-from imagen_video_jax.commands.process import stop_on_sigterm, use_compilation_cache
-from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
+from imagen_video_jax.commands.process import stop_on_sigterm, stopped, use_compilation_cache
+from imagen_video_jax.errors import DONE
 
 TEXT = "Train one stage; run again to go on where it stopped."
 TAKES_FIELDS = True  # --config.FIELD=VALUE
@@ -38,5 +38,5 @@ def run(arguments, overrides: list[str]) -> int:
         try:
             train(config, workdir, should_stop=should_stop)
         except Stopped:
-            return STOPPED_AFTER_SAVING
+            return stopped(should_stop)
     return DONE

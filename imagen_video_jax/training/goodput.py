@@ -31,14 +31,17 @@ _KEPT_SAVES = 8
 
 
 class Ledger:
-    """The account of one run, beside those of the earlier ones; `enter` also tells the watchdog."""
+    """The account of one run, beside those of the earlier ones; `enter` also tells the watchdog.
 
-    def __init__(self, path: pathlib.Path, *, start_step: int, deadlines: Deadlines = NO_DEADLINES):
+    Args: path is None for a process that keeps no account on disk.
+    """
+
+    def __init__(self, path: pathlib.Path | None, *, start_step: int, deadlines: Deadlines = NO_DEADLINES):
         self._path, self._deadlines = path, deadlines
         now, wall = time.monotonic(), time.time()
         self._since = watchdog.began if watchdog.began is not None else now
         watchdog.began = None  # another run in this process begins now
-        self._earlier = _closed(_read_runs(path), start_step)
+        self._earlier = _closed(_read_runs(path), start_step) if path else []
         self._run = {"began": wall - (now - self._since), "ended": wall, "seconds": {}, "saves": {}}
         self._phase, self._noted = "start", 0.0
         self.starting_at(start_step)
@@ -85,6 +88,8 @@ class Ledger:
         self._settle()
         self._noted = self._since
         self._run["ended"] = self._run["began"] + sum(self._run["seconds"].values())
+        if self._path is None:
+            return
         with contextlib.suppress(OSError):
             storage.write_json(self._path, {"runs": [*self._earlier, self._run]})
 

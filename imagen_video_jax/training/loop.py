@@ -10,6 +10,7 @@ one of them can know (its clock, a SIGTERM) enters the step as a number, and its
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -33,12 +34,15 @@ from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training import guard
 from imagen_video_jax.training.agreement import facts
+from imagen_video_jax.training.goodput import Ledger
 from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
 from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, Objective, StepConfig, batch_loss, loss_of, make_train_step
+from imagen_video_jax.training.stopping import Stop, StopNow
+from imagen_video_jax.training.watchdog import Deadlines
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.frames import to_uint8
 
@@ -63,6 +67,7 @@ class TrainConfig:
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
       init_from: workdir, or bundle, whose EMA weights start this run.
       profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
+      deadlines: of the phases of the run, for the watchdog.
       scale: name of the scale the config was made for; part of a workdir's identity.
     """
 
@@ -91,6 +96,7 @@ class TrainConfig:
     keep: int = 3
     init_from: str = ""
     profile_steps: int = 0
+    deadlines: Deadlines = Deadlines()
     scale: str = ""
 
     def __post_init__(self):
@@ -125,7 +131,8 @@ def train(
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         distributed.from_first(lambda: _take(workdir, stack))
-        run = _Run(config, workdir, should_stop, objective)
+        stop = should_stop if isinstance(should_stop, Stop) else Stop(should_stop)
+        run = _Run(config, workdir, stop, objective)
         state = run.run()
     if run.ending == STOP:
         raise Stopped(state)
@@ -136,7 +143,7 @@ class Stopped(Exception):
     """A run was asked to stop, and has: `state` is saved."""
 
     def __init__(self, state: TrainState):
-        super().__init__(f"stopped after step {int(state.step)}")
+        super().__init__("stopped")
         self.state = state
 
 
@@ -154,10 +161,8 @@ def _take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
 class _Run:
     """What one call of `train` holds while it lasts."""
 
-    def __init__(
-        self, config: TrainConfig, workdir: pathlib.Path, should_stop: Callable[[], bool], objective: Objective
-    ):
-        self.config, self.workdir, self.should_stop, self.objective = config, workdir, should_stop, objective
+    def __init__(self, config: TrainConfig, workdir: pathlib.Path, stop: Stop, objective: Objective):
+        self.config, self.workdir, self.stop, self.objective = config, workdir, stop, objective
         self.checkpoints = workdir / "checkpoints"
         distributed.agree(self._open_data)
         self.meta = self._find_start()
@@ -168,11 +173,15 @@ class _Run:
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
+        self.step, self.safe = self.start_step, {}
         self.roll_backs, self.left_out = 0, (self.meta or {}).get("left_out", 0)
         self.ending = GO_ON
+        account = workdir / "goodput.json" if distributed.is_first() else None
+        self.ledger = Ledger(account, start_step=self.start_step, deadlines=config.deadlines)
 
     def run(self) -> TrainState:
-        state = self._start_state()
+        with self.ledger.during("restore" if self.meta else "compile"):
+            state = self._start_state()
         if self.start_step >= self.config.steps or self._out_of_time(self.start_step, self.seconds_before):
             return state
         first = distributed.is_first()
@@ -181,16 +190,24 @@ class _Run:
             self.checkpoints,
             keep=self.config.keep,
             committed=self.start_step if self.meta else -1,
-            report=lambda step, values: self.writer.write(step, values, kind="save"),
+            report=self._saved,
+            seconds=self.config.deadlines.save,
         )
         self.bar, self.task = progress_bar(self.config.stage.name, self.config.steps, self.start_step, shown=first)
         self.train_step = self._jit_step(state)
         with self.bar, contextlib.closing(self.writer):
             while True:
                 try:
-                    return self._train_from(state)
+                    state = self._train_from(state)
+                    break
                 except _Diverged as reason:
                     state = self._go_back(reason)
+            seconds = {f"seconds_{phase}": value for phase, value in self.ledger.totals().items()}
+            self.writer.write(self.step, seconds, kind="goodput")
+            self.ledger.note()
+        if first:
+            print(self.ledger.table())
+        return state
 
     def _train_from(self, state: TrainState) -> TrainState:
         """Trains until the end; `_Diverged` when too many updates in a row do not count."""
@@ -209,14 +226,25 @@ class _Run:
             self.ending = self._common(wish, ending)
             if self.ending:
                 break
-            batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+            self.ledger.enter("data")
+            try:
+                with self._at_once():
+                    batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+            except StopNow:
+                self.ending = STOP
+                break
             self.position += 1
             own = partitioning.put_own(self.mesh, (self._progress(step, elapsed), wish))
-            state, metrics, ending = self.train_step(state, batch, self.key, own)
-            step += 1
             if self.began is None:
-                jax.block_until_ready(metrics)
-                self.began = time.monotonic()
+                try:
+                    state, metrics, ending = self._first_step(state, batch, own)
+                except StopNow:
+                    self.ending = STOP
+                    return state
+            else:
+                self.ledger.enter("step")
+                state, metrics, ending = self.train_step(state, batch, self.key, own)
+            self.step = step = step + 1
             self._read(pending)
             pending = (step, metrics)
             self.bar.update(self.task, completed=step, note=self._note(batches))
@@ -227,6 +255,20 @@ class _Run:
             self._save(state, pending, self._seconds(), wait=True)
         self._report_skipped(batches)
         return state
+
+    def _at_once(self):
+        """Where being asked to stop need not wait; several processes can only end together, at a step."""
+        return self.stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+
+    def _first_step(self, state: TrainState, batch: dict, own):
+        """The step that compiles. Nothing is lost when it is left behind: the state is the one the run began with."""
+        self.ledger.enter("compile")
+        call = functools.partial(self.train_step, state, batch, self.key, own)
+        result = self.stop.run(call) if jax.process_count() == 1 else call()
+        jax.block_until_ready(result[1])
+        self.began = time.monotonic()
+        self.ledger.enter("step")
+        return result
 
     # Starting.
 
@@ -363,7 +405,7 @@ class _Run:
 
     def _wish(self, step: int, seconds: float) -> int:
         """What this process, for itself, would do now."""
-        return STOP if self.should_stop() else OUT_OF_TIME if self._out_of_time(step, seconds) else GO_ON
+        return STOP if self.stop() else OUT_OF_TIME if self._out_of_time(step, seconds) else GO_ON
 
     @staticmethod
     def _common(wish: int, ending) -> int:
@@ -405,6 +447,7 @@ class _Run:
                 "what helps is a lower learning rate or other data",
                 DIVERGED,
             )
+        self.ledger.went_back(self.start_step)
         first, self.left_out = self.start_step + self.left_out, self.position - self.start_step
         if distributed.is_first():
             left_out = f"the batches {first} to {self.position - 1}"
@@ -412,7 +455,8 @@ class _Run:
         self.writer.cut_after(self.start_step)
         row = {"first_batch_left_out": first, "last_batch_left_out": self.position - 1, "roll_backs": self.roll_backs}
         self.writer.write(self.start_step, row, kind="back")
-        return self._start_state()
+        with self.ledger.during("restore"):
+            return self._start_state()
 
     last_loss = float("nan")
 
@@ -423,9 +467,11 @@ class _Run:
     def _between_steps(self, state: TrainState, pending, seconds: float) -> None:
         config, step = self.config, pending[0]
         if config.evaluate_every and step % config.evaluate_every == 0 and self.validation:
-            self.writer.write(step, self._held_out_loss(state), kind="held_out")
+            with self.ledger.during("look"):
+                self.writer.write(step, self._held_out_loss(state), kind="held_out")
         if config.sample_every and step % config.sample_every == 0:
-            self._write_samples(state, step)
+            with self.ledger.during("look"):
+                self._write_samples(state, step)
         if step % config.checkpoint_every == 0 and step < config.steps:
             self._save(state, pending, seconds)
 
@@ -506,8 +552,14 @@ class _Run:
         meta |= {"left_out": self.left_out, "code": code_version()}
         files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
         meta["encoder"] = self.embeddings.info | files
-        save = self.saver.save if wait else self.saver.start
-        save(step, {name: getattr(state, name) for name in SAVED}, meta)
+        with self.ledger.during("save"):
+            self.safe[step] = self.ledger.saving(step)
+            save = self.saver.save if wait else self.saver.start
+            save(step, {name: getattr(state, name) for name in SAVED}, meta)
+
+    def _saved(self, step: int, values: dict) -> None:
+        self.writer.write(step, values, kind="save")
+        self.ledger.saved(step, self.safe.pop(step, {}))
 
     def _report_skipped(self, batches: dict) -> None:
         skipped = {path: reason for stream in batches.values() for path, reason in stream.skipped.items()}

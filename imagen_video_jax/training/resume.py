@@ -20,7 +20,7 @@ FREE_ON_RESUME = (
     "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
     "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "sample_mesh",
     "stage.sampler",
-    "step.guard", "stage.network.remat", "stage.network.remat_policy",
+    "step.guard", "stage.network.remat", "stage.network.remat_policy", "deadlines",
 )  # fmt: skip
 
 

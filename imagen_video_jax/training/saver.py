@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from imagen_video_jax import checkpoint, distributed
 from imagen_video_jax.errors import FAILED, UserError
+from imagen_video_jax.training import watchdog
 
 _FAILURES = 2  # one after the other, that end a run
 
@@ -21,9 +22,18 @@ class Saver:
     Attributes: committed: the newest step that was committed or restored.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int, committed: int, report: Callable[[int, dict], None]):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int,
+        committed: int,
+        report: Callable[[int, dict], None],
+        seconds: float = 0.0,
+    ):
         self.committed = committed
         self._folder, self._keep, self._report = folder, keep, report
+        self._deadline = seconds  # of the watchdog, for one save
         self._thread: threading.Thread | None = None
         self._failures = 0
 
@@ -32,10 +42,12 @@ class Saver:
         self.wait()
         began = time.monotonic()
         self._error, self._step = None, step
+        watchdog.tell("save", self._deadline, track="save")
         try:
             commit = checkpoint.begin_save(self._folder, step, trees, meta, keep=self._keep)
         except OSError as error:
             self._error, self._thread = error, threading.Thread()
+            watchdog.tell("idle", track="save")
             return
         self._blocked = time.monotonic() - began
 
@@ -45,6 +57,7 @@ class Saver:
             except Exception as error:  # reported by poll, in the thread that trains
                 self._error = error
             self._seconds = time.monotonic() - began
+            watchdog.tell("idle", track="save")
 
         self._thread = threading.Thread(target=work, name=f"save {step}")
         self._thread.start()

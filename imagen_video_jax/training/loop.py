@@ -202,6 +202,8 @@ class _Run:
                     break
                 except _Diverged as reason:
                     state = self._go_back(reason)
+            if self.saver.committed == self.step:  # it ended well: nothing will be done again
+                self.ledger.saved(self.step, self.ledger.saving(self.step))
             seconds = {f"seconds_{phase}": value for phase, value in self.ledger.totals().items()}
             self.writer.write(self.step, seconds, kind="goodput")
             self.ledger.note()

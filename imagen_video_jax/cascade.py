@@ -40,6 +40,7 @@ class Member:
     stage: Stage
     params: dict
     checkpoint: str
+    sha256: str = ""  # of the checkpoint's manifest: which weights these are
 
 
 def join(workdirs: Sequence[str], out: str | os.PathLike, *, students: Sequence[int] = ()) -> dict:
@@ -186,25 +187,32 @@ class Cascade:
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         first: int = 0,
+        numbers: Sequence[int] | None = None,
         start: int = 0,
         stop: int | None = None,
         video_BTHWC: np.ndarray | None = None,
         size: tuple[int, int] | None = None,
         negative: str | None = None,
         samplers: dict[int, dict] | None = None,
+        known_BTHWC: np.ndarray | None = None,
+        reconstruction: float = 9.0,
         on_stage: Callable[[int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
         """uint8 videos, BTHWC, one per prompt.
 
         Args:
+          seed: one, or one per prompt.
           first: global number of the first prompt; number and seed alone decide the noise.
+          numbers: the global number of each prompt, where they are not consecutive.
           start, stop: first stage to run and the one after the last (all by default).
           video_BTHWC: uint8 input of the start stage, where that is not the base.
           size: (height, width) of the last stage's videos, where they are not those of its config.
           negative: prompt that guidance leads away from, in the stages that guide.
           samplers: stage index -> fields of its sampler to change.
+          known_BTHWC: uint8, the first frames of the videos where they are given, at the last stage's rate and size.
+          reconstruction: weight with which the rest is led to fit them (VDM used 9 and 50).
           on_stage: called with (index, uint8 videos) after each stage.
         """
         stop = len(self.members) if stop is None else stop
@@ -212,7 +220,8 @@ class Cascade:
             raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
         base_size = self._base_size(size, start, stop) if size else None
         text_BLD, mask_BL = self.encoder([*prompts, *([negative] if negative else ())])
-        index_B = jnp.arange(first, first + len(prompts))
+        index_B = np.arange(first, first + len(prompts)) if numbers is None else np.asarray(numbers)
+        seed_B = np.broadcast_to(np.asarray(seed, np.uint32), index_B.shape)
         video = None if video_BTHWC is None else frames.to_unit(jnp.asarray(video_BTHWC))
         for index in range(start, stop):
             member = self.members[index]
@@ -222,13 +231,38 @@ class Cascade:
             if negative:
                 text, mask, last = text[:-1], mask[:-1], (text[-1:], mask[-1:])
                 opposite = tuple(np.repeat(one, len(prompts), axis=0) for one in last)
-            run = self._program(index, (samplers or {}).get(index, {}), base_size)
-            video = run(member.params, text, mask, opposite, index_B, jnp.asarray(seed, jnp.uint32), video)
+            known = None
+            if known_BTHWC is not None:
+                known = self._known(known_BTHWC, index, stop, base_size)
+            changes = (samplers or {}).get(index, {})
+            run = self._program(index, changes, base_size, reconstruction if known is not None else 0.0)
+            given = self._spread((text, mask, opposite, index_B, seed_B, video, known))
+            video = run(member.params, *given)
             if not bool(jnp.isfinite(video).all()):
                 raise UserError(f"stage {self.names[index]} sampled NaN or infinity", DIVERGED)
             if on_stage is not None:
                 on_stage(index, frames.to_uint8(video))
         return frames.to_uint8(video)
+
+    def _known(self, known_BTHWC: np.ndarray, index: int, stop: int, base_size) -> jax.Array:
+        """The given frames as a stage shows them: at its rate and size, in [-1, 1]."""
+        last, config = (self.members[i].stage.config for i in (stop - 1, index))
+        factor = round(last.fps / config.fps)
+        height, width = known_BTHWC.shape[2:4]
+        shrink = math.prod(self.members[i].stage.config.factor for i in range(index + 1, stop) if self._spatial(i))
+        known = frames.to_unit(jnp.asarray(frames.subsample_frames(known_BTHWC, factor)))
+        return frames.resize(known, height // shrink, width // shrink)
+
+    def _spatial(self, index: int) -> bool:
+        return self.members[index].stage.config.kind == "spatial_sr"
+
+    def _spread(self, batch):
+        """What the host gives of a batch, over the mesh's data axes where they divide it; the rest stays."""
+        if self.mesh is None or len(batch[3]) % partitioning.batch_divisor(self.mesh):
+            return batch
+        return jax.tree.map(
+            lambda leaf: partitioning.put_batch(self.mesh, leaf) if isinstance(leaf, np.ndarray) else leaf, batch
+        )
 
     def _base_size(self, size: tuple[int, int], start: int, stop: int) -> tuple[int, int]:
         """The size at which the base has to sample so that the last stage gives `size`."""
@@ -250,25 +284,27 @@ class Cascade:
             ) from None
         return height, width
 
-    def _program(self, index: int, changes: dict, base_size: tuple[int, int] | None = None):
-        key = (index, base_size, tuple(sorted(changes.items())))
+    def _program(self, index: int, changes: dict, base_size, reconstruction: float):
+        key = (index, base_size, reconstruction, tuple(sorted(changes.items())))
         if key not in self._compiled:
             stage = self.members[index].stage
             sampler = changed_sampler(stage.config, changes)
 
             @jax.jit
-            def run(params, text_BLD, text_mask_BL, negative, index_B, seed, low_BTHWC):
+            def run(params, text_BLD, text_mask_BL, negative, index_B, seed_B, low_BTHWC, known_BTHWC):
                 with partitioning.activate(self.mesh):
                     return stage.sample(
                         params,
                         text_BLD=text_BLD,
                         text_mask_BL=text_mask_BL,
                         index_B=index_B,
-                        seed=seed,
+                        seed=seed_B,
                         low_BTHWC=low_BTHWC,
                         size=base_size,
                         negative=negative,
                         sampler=sampler,
+                        known_BTHWC=known_BTHWC,
+                        reconstruction=reconstruction,
                     )
 
             self._compiled[key] = run
@@ -304,7 +340,7 @@ def read_members(
             if not step.is_dir():
                 raise UserError(f"{path} names checkpoint {step}, which does not exist; make the cascade anew")
             params = checkpoint.restore(checkpoint.verify(step), "ema", abstract)
-            yield Member(stage, params, entry["checkpoint"])
+            yield Member(stage, params, entry["checkpoint"], storage.sha256_file(step / storage.MANIFEST))
 
     return content, members()
 

@@ -1,20 +1,26 @@
-"""A sampling job: prompts -> one mp4 per prompt and number, in a folder, with `samples.jsonl` beside them."""
+"""A sampling job: prompts -> one mp4 per prompt and number, in a folder, with `samples.jsonl` beside them.
+
+Every file appears whole or not at all, and a job that was killed goes on: what is there is not made again, as long as
+`.job.json` says that it is of the same request and the same weights.
+"""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from imagen_video_jax import __version__, storage
-from imagen_video_jax.cascade import Cascade
-from imagen_video_jax.data.clips import ClipSpec, cut_clip
+from imagen_video_jax.cascade import Cascade, changed_sampler
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.partitioning import MeshShape, make_mesh
-from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.given_frames import ending, first_frame, input_video
+from imagen_video_jax.partitioning import MeshShape, batch_divisor, make_mesh
 from imagen_video_jax.stages.tiles import Tiling
 from imagen_video_jax.training.metrics import progress_bar
-from imagen_video_jax.video.files import read_video, write_video
+from imagen_video_jax.video.files import write_video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,7 @@ class SampleRequest:
     prompts: tuple[str, ...]
     num: int = 1
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     batch: int = 4
     steps: tuple[int, ...] = ()
     guidance: tuple[float, ...] = ()
@@ -35,6 +42,10 @@ class SampleRequest:
     start_at: str | None = None
     stop_after: str | None = None
     input: str | None = None
+    first_frame: str | None = None
+    extend: str | None = None
+    extend_from: float = 0.0
+    reconstruction: float = 9.0
     size: tuple[int, int] | None = None
     negative: str | None = None
     keep_stages: bool = False
@@ -50,11 +61,15 @@ class _Job:
     prompt: str
     prompt_number: int
     number: int
-    index: int  # of the sample in the whole job: with the seed it alone decides the noise
+    seed: int
+    index: int  # with the seed it alone decides the noise
 
     @property
     def file(self) -> str:
         return f"{self.prompt_number:04d}-{self.number:03d}.mp4"
+
+    def row(self) -> dict:
+        return {"prompt": self.prompt, "number": self.number, "seed": self.seed, "path": self.file}
 
 
 def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Path) -> list[dict]:
@@ -63,11 +78,18 @@ def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Pat
         cascade_path,
         weights=request.weights,
         vocabulary=request.vocabulary,
-        mesh=make_mesh(request.mesh) if request.mesh else None,
+        mesh=_mesh(request.mesh),
         tiling=Tiling(request.tile, request.overlap),
     )
     stages = out / "stages" if request.keep_stages else None
     return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages)
+
+
+def _mesh(shape: MeshShape | None):
+    """The devices as asked for; by default each takes its part of a batch, where there are several."""
+    if shape is not None:
+        return make_mesh(shape)
+    return make_mesh() if jax.process_count() == 1 and jax.device_count() > 1 else None
 
 
 def sample_with(
@@ -77,62 +99,185 @@ def sample_with(
 
     Args: name goes into the files' provenance; stage_videos is where every stage's video goes, if anywhere.
     """
-    start = cascade.position(request.start_at) if request.start_at else 0
-    stop = cascade.position(request.stop_after) + 1 if request.stop_after else len(cascade.members)
-    if stop <= start:
-        raise UserError(f"--stop-after {request.stop_after} comes before --start-at {request.start_at}")
-    samplers = _samplers(request, start, stop)
-    _check_negative(request, cascade, samplers)
-    video = _input_video(request, cascade.members[start].stage.config)
+    run = _Run(cascade, request, name, stage_videos)
     out = storage.writable_folder(out)
-    jobs = [
-        _Job(prompt, i, number, i * request.num + number)
-        for i, prompt in enumerate(request.prompts)
-        for number in range(request.num)
-    ]
-    size = min(request.batch, len(jobs))
-    bar, task = progress_bar("sampling", len(jobs))
-    rows = []
-    with bar:
-        for begin in range(0, len(jobs), size):
-            chunk = jobs[begin : begin + size]
-            # Full chunks only: a shorter last one would compile every stage again.
-            padded = [job.prompt for job in chunk] + [chunk[-1].prompt] * (size - len(chunk))
-            kept = {}
-            last = cascade.sample(
-                padded,
-                seed=request.seed,
-                first=begin,
-                start=start,
-                stop=stop,
-                video_BTHWC=None if video is None else np.repeat(video[None], size, axis=0),
-                size=request.size,
-                negative=request.negative,
-                samplers=samplers,
-                on_stage=kept.__setitem__ if stage_videos else None,
+    with storage.directory_lock(out):
+        run.go_on(out)
+        jobs, size = run.jobs, run.chunk_size()
+        chunks = [jobs[begin : begin + size] for begin in range(0, len(jobs), size)]
+        # Whole chunks: what a sample comes out as may depend, in its last bits, on the samples beside it.
+        missing = [chunk for chunk in chunks if not all(run.is_done(out, job) for job in chunk)]
+        done = [job for chunk in chunks if chunk not in missing for job in chunk]
+        storage.write_text(out / "samples.jsonl", _lines(done))
+        with _progress(cascade, run.start, run.stop, len(jobs), len(done)) as advance:
+            for chunk in missing:
+                run.make(out, chunk, size, advance)
+                with open(out / "samples.jsonl", "a") as file:
+                    file.write(_lines(chunk))
+        storage.write_text(out / "samples.jsonl", _lines(jobs))
+    return [job.row() for job in jobs]
+
+
+def _lines(jobs: list[_Job]) -> str:
+    return "".join(json.dumps(job.row()) + "\n" for job in jobs)
+
+
+class _Run:
+    """A request that was checked against a cascade, before anything is written."""
+
+    def __init__(self, cascade: Cascade, request: SampleRequest, name: str, stage_videos: pathlib.Path | None):
+        self.cascade, self.request, self.name, self.stage_videos = cascade, request, name, stage_videos
+        start = cascade.position(request.start_at) if request.start_at else 0
+        stop = cascade.position(request.stop_after) + 1 if request.stop_after else len(cascade.members)
+        if stop <= start:
+            raise UserError(f"--stop-after {request.stop_after} comes before --start-at {request.start_at}")
+        self.start, self.stop = start, stop
+        self.samplers = _samplers(request, start, stop)
+        _check_negative(request, cascade, self.samplers)
+        for index, changes in self.samplers.items():
+            changed_sampler(cascade.members[index].stage.config, changes)
+        self.video = input_video(request.input, request.start_at, cascade.members[start].stage.config)
+        self.before, self.known = self._given()
+        self.jobs = _jobs(request)
+
+    def _given(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(the video to go on with, the first frames of the new ones), at the last stage's size and rate."""
+        request, last = self.request, self.cascade.members[self.stop - 1].stage.config
+        if request.first_frame and request.extend:
+            raise UserError("give either --first-frame IMAGE or --extend VIDEO")
+        if not 0.0 <= request.reconstruction < 1e4:
+            raise UserError(f"--reconstruction must be at least 0 (VDM used 9 and 50), got {request.reconstruction:g}")
+        size = request.size or (last.height, last.width)
+        if request.first_frame:
+            return None, first_frame(request.first_frame, size)
+        if not request.extend:
+            return None, None
+        # Known frames of the first stage that runs, so that every stage knows the same span.
+        first = self.cascade.members[self.start].stage.config
+        longest = (first.frames - 1) / first.fps
+        count = round((request.extend_from or first.frames / first.fps / 2) * first.fps)
+        if not 1 <= count < first.frames:
+            raise UserError(
+                f"--extend-from must be from {1 / first.fps:.2f} to {longest:.2f} seconds, got {request.extend_from:g}"
             )
-            fps = {index: cascade.members[index].stage.config.fps for index in range(start, stop)}
-            for row, job in enumerate(chunk):
-                meta = _provenance(job, request.seed, name)
-                for index, videos in kept.items():
-                    folder = stage_videos / f"{index + 1}_{cascade.names[index]}"
-                    folder.mkdir(parents=True, exist_ok=True)
-                    write_video(folder / job.file, videos[row], fps=fps[index], metadata=meta)
-                write_video(out / job.file, last[row], fps=fps[stop - 1], metadata=meta)
-                rows.append({"prompt": job.prompt, "number": job.number, "seed": request.seed, "path": job.file})
-                bar.update(task, advance=1)
-    storage.write_text(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+        return ending(request.extend, size, fps=last.fps, count=count * round(last.fps / first.fps))
+
+    def chunk_size(self) -> int:
+        """Videos made at once: full chunks only, as a shorter last one would compile every stage again."""
+        size = min(self.request.batch, len(self.jobs))
+        devices = batch_divisor(self.cascade.mesh) if self.cascade.mesh is not None else 1
+        return -(-size // devices) * devices
+
+    # What is there.
+
+    def go_on(self, out: pathlib.Path) -> None:
+        """Removes what lies in the way of this job if the folder holds another one's files."""
+        file, content = out / ".job.json", {"sha256": self._identity()}
+        if file.exists() and storage.read_json(file) == content:
+            return
+        for job in self.jobs:
+            (out / job.file).unlink(missing_ok=True)
+        (out / "samples.jsonl").unlink(missing_ok=True)
+        storage.write_json(file, content)
+
+    def _identity(self) -> str:
+        """Which videos this job makes: the request, the files it names, and the weights."""
+        fields = dataclasses.asdict(self.request)
+        for field in ("input", "first_frame", "extend"):
+            if fields[field]:
+                fields[field] = storage.sha256_file(fields[field])
+        for field in ("keep_stages", "weights", "vocabulary", "mesh"):
+            fields.pop(field)
+        weights = [(member.checkpoint, member.sha256) for member in self.cascade.members[self.start : self.stop]]
+        return hashlib.sha256(json.dumps([fields, weights, __version__], sort_keys=True).encode()).hexdigest()
+
+    def is_done(self, out: pathlib.Path, job: _Job) -> bool:
+        folders = [self._stage_folder(i) for i in range(self.start, self.stop)] if self.stage_videos else []
+        return all((folder / job.file).exists() for folder in [out, *folders])
+
+    # What is made.
+
+    def make(self, out: pathlib.Path, chunk: list[_Job], size: int, advance: Callable[[int, int], None]) -> None:
+        """Samples a chunk, padded to `size`, and writes its files."""
+        padded = chunk + [chunk[-1]] * (size - len(chunk))
+        kept = {}
+
+        def on_stage(index: int, videos: np.ndarray) -> None:
+            if self.stage_videos:
+                kept[index] = videos
+            advance(index, len(chunk))
+
+        def repeated(frames_THWC):
+            return None if frames_THWC is None else np.repeat(frames_THWC[None], size, axis=0)
+
+        last = self.cascade.sample(
+            [job.prompt for job in padded],
+            seed=[job.seed for job in padded],
+            numbers=[job.index for job in padded],
+            start=self.start,
+            stop=self.stop,
+            video_BTHWC=repeated(self.video),
+            size=self.request.size,
+            negative=self.request.negative,
+            samplers=self.samplers,
+            known_BTHWC=repeated(self.known),
+            reconstruction=self.request.reconstruction,
+            on_stage=on_stage,
+        )
+        fps = {index: self.cascade.members[index].stage.config.fps for index in range(self.start, self.stop)}
+        for row, job in enumerate(chunk):
+            meta = self._provenance(job)
+            for index, videos in kept.items():
+                self._stage_folder(index).mkdir(parents=True, exist_ok=True)
+                write_video(self._stage_folder(index) / job.file, videos[row], fps=fps[index], metadata=meta)
+            video = last[row]
+            if self.before is not None:
+                video = np.concatenate([self.before, video[len(self.known) :]])
+            write_video(out / job.file, video, fps=fps[self.stop - 1], metadata=meta)
+
+    def _stage_folder(self, index: int) -> pathlib.Path:
+        return self.stage_videos / f"{index + 1}_{self.cascade.names[index]}"
+
+    def _provenance(self, job: _Job) -> dict[str, str]:
+        return {
+            "made_by": f"imagen_video_jax {__version__}",
+            "cascade": self.name,
+            "prompt": job.prompt,
+            "seed": str(job.seed),
+            "number": str(job.index),
+        }
 
 
-def _provenance(job: _Job, seed: int, cascade: str) -> dict[str, str]:
-    return {
-        "made_by": f"imagen_video_jax {__version__}",
-        "cascade": cascade,
-        "prompt": job.prompt,
-        "seed": str(seed),
-        "number": str(job.index),
-    }
+class _progress:
+    """A bar for each stage, with its remaining time: a context that gives a function of (stage, videos made)."""
+
+    def __init__(self, cascade: Cascade, start: int, stop: int, total: int, done: int):
+        self._bar, first = progress_bar(f"{start + 1} {cascade.names[start]}", total, done)
+        self._tasks = {start: first}
+        for index in range(start + 1, stop):
+            name = f"{index + 1} {cascade.names[index]}"
+            self._tasks[index] = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        return lambda index, count: self._bar.update(self._tasks[index], advance=count)
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+
+def _jobs(request: SampleRequest) -> list[_Job]:
+    """One job per prompt and number. With a seed per prompt the prompt's place in the list decides nothing."""
+    if request.seeds and len(request.seeds) != len(request.prompts):
+        raise UserError(f"--seeds holds {len(request.seeds)} seeds for {len(request.prompts)} prompts; one each")
+    jobs = []
+    for place, prompt in enumerate(request.prompts):
+        for number in range(request.num):
+            seed, index = request.seed, place * request.num + number
+            if request.seeds:
+                seed, index = request.seeds[place], number
+            jobs.append(_Job(prompt, place, number, seed, index))
+    return jobs
 
 
 def _check_negative(request: SampleRequest, cascade: Cascade, samplers: dict[int, dict]) -> None:
@@ -167,16 +312,3 @@ def _samplers(request: SampleRequest, start: int, stop: int) -> dict[int, dict]:
                     raise UserError(f"--guidance must be at least 0 (0 is off), got {value:g}")
                 changes[index][field] = value
     return changes
-
-
-def _input_video(request: SampleRequest, stage: StageConfig) -> np.ndarray | None:
-    """The file that enters the first stage, cut to what the stage was trained on (frames, size, rate)."""
-    if stage.kind == "base":
-        if request.input:
-            raise UserError("--input needs --start-at a super-resolution stage")
-        return None
-    if not request.input:
-        raise UserError(f"--start-at {request.start_at} needs --input VIDEO")
-    frames, height, width, fps = stage.input_size
-    spec = ClipSpec(frames, height, width, fps)
-    return cut_clip(read_video(request.input), spec, np.random.default_rng(0))

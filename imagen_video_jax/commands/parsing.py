@@ -6,14 +6,14 @@ import pathlib
 from imagen_video_jax.errors import UserError
 
 
-def lines(path: str) -> list[str]:
-    """The non-empty lines of a prompt file."""
+def lines(path: str, what: str = "prompt") -> list[str]:
+    """The non-empty lines of a file of prompts, or of something else."""
     try:
         found = [line.strip() for line in pathlib.Path(path).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}") from None
+        raise UserError(f"cannot read {what}s from {path}: {error}") from None
     if not found:
-        raise UserError(f"{path} holds no prompt; one a line is expected")
+        raise UserError(f"{path} holds no {what}; one a line is expected")
     return found
 
 

@@ -15,6 +15,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", metavar="FILE", help="a seed for each prompt, one a line, instead of --seed")
     parser.add_argument("--num", type=int, default=1, help="videos per prompt")
     parser.add_argument("--steps", metavar="N[,N...]", help="network calls, for all stages or one number per stage run")
     parser.add_argument("--guidance", metavar="W[,W...]", help="guidance weight, likewise")
@@ -30,6 +31,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--start-at", metavar="STAGE", help="name, number from 1, or kind (TSR, SSR); needs --input")
     parser.add_argument("--stop-after", metavar="STAGE")
     parser.add_argument("--input", metavar="VIDEO", help="video file that enters the --start-at stage")
+    parser.add_argument("--first-frame", metavar="IMAGE", help="with which the videos start")
+    parser.add_argument("--extend", metavar="VIDEO", help="whose end the new frames go on from")
+    parser.add_argument(
+        "--extend-from", type=float, default=0.0, metavar="SECONDS", help="of that end; default half a clip"
+    )
+    parser.add_argument(
+        "--reconstruction", type=float, default=9.0, metavar="W", help="how strongly given frames lead the others"
+    )
     parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="of the videos, e.g. a portrait bucket of the training")
     parser.add_argument("--keep-stages", action="store_true", help="also write every stage's video, to DIR/stages")
@@ -52,6 +61,7 @@ def run(arguments, _) -> None:
         prompts=tuple(_prompts(arguments)),
         num=arguments.num,
         seed=arguments.seed,
+        seeds=_seeds(arguments.seeds) if arguments.seeds else (),
         batch=arguments.batch,
         steps=numbers("--steps", arguments.steps, int),
         guidance=numbers("--guidance", arguments.guidance, float),
@@ -60,6 +70,10 @@ def run(arguments, _) -> None:
         start_at=arguments.start_at,
         stop_after=arguments.stop_after,
         input=arguments.input,
+        first_frame=arguments.first_frame,
+        extend=arguments.extend,
+        extend_from=arguments.extend_from,
+        reconstruction=arguments.reconstruction,
         negative=arguments.negative,
         size=parse_sizes([arguments.size])[0] if arguments.size else None,
         keep_stages=arguments.keep_stages,
@@ -71,6 +85,14 @@ def run(arguments, _) -> None:
     )
     use_compilation_cache()
     sample_to_folder(arguments.cascade, request, pathlib.Path(arguments.out))
+
+
+def _seeds(path: str) -> tuple[int, ...]:
+    found = lines(path, "seed")
+    for number, text in enumerate(found, 1):
+        if not text.isdecimal() or int(text) >= 2**32:
+            raise UserError(f"{path} line {number}: a seed is a number in [0, 2^32), got {text[:40]!r}")
+    return tuple(map(int, found))
 
 
 def _prompts(arguments) -> list[str]:

@@ -343,20 +343,26 @@ class Stage:
         size: tuple[int, int] | None = None,
         negative: Text | None = None,
         sampler: SamplerConfig | None = None,
+        known_BTHWC=None,
+        reconstruction: float = 0.0,
     ) -> jax.Array:
         """Videos in [-1, 1], BTHWC.
 
         Args:
-          index_B: global number of each sample; with `seed` it alone decides the noise.
+          index_B, seed: number of each sample, and the seed or one for each: they alone decide the noise.
           low_BTHWC: the previous stage's output in [-1, 1]; its size decides the output's (any size in fully
             convolutional stages). None for the base.
           size: (height, width) of the base's output where it is not the configured one.
           negative: text that guidance leads away from, instead of the null text.
+          known_BTHWC: the first frames of the videos in [-1, 1], at this stage's size, where they are given.
+          reconstruction: weight with which the rest is led to fit them (see `_reconstructed`).
         """
         config = self.config
         sampler = config.sampler if sampler is None else sampler
         B = text_BLD.shape[0]
-        keys_B = example_keys(named_key(jax.random.key(seed), config.name), index_B)
+        keys_B = jax.vmap(lambda one, index: jax.random.fold_in(named_key(jax.random.key(one), config.name), index))(
+            jnp.broadcast_to(jnp.asarray(seed), index_B.shape), index_B
+        )
         fps_B = jnp.full((B,), config.fps, jnp.float32)
         if config.kind == "base":
             conditions = Conditions(text_BLD, text_mask_BL, fps_B)
@@ -381,10 +387,19 @@ class Stage:
             interval=sampler.interval,
             steps=sampler.steps,
         )
+        guided = functools.partial(
+            self._guided_x, params, conditions, conditions.unconditional(negative), weights_S, sampler
+        )
+
+        def predict_x(z, logsnr, index, memory):
+            if known_BTHWC is None:
+                x, memory = guided(z, logsnr, index, memory)
+                return clipped(x, sampler), memory
+            x, memory = _reconstructed(guided, known_BTHWC, reconstruction, z, logsnr, index, memory)
+            return _with_first(known_BTHWC, clipped(x, sampler)), memory
+
         return samplers.sample(
-            functools.partial(
-                self._guided_x, params, conditions, conditions.unconditional(negative), weights_S, sampler
-            ),
+            predict_x,
             noise=noise_at("start"),
             noise_at=fresh_noise,
             logsnrs=samplers.grid(config.schedule, sampler.steps),
@@ -422,7 +437,7 @@ class Stage:
         return self._with_low(text_BLD, text_mask_BL, fps_B, low, low_logsnr_B, eps)
 
     def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index, memory):
-        """The estimate of x at one noise level, guided and clipped, and what guidance remembers of it."""
+        """The guided estimate of x at one noise level, and what guidance remembers of it."""
         weight = jnp.asarray(weights_S)[index]
         if self.config.network.guidance:
             given = dataclasses.replace(conditions, guidance_B=jnp.full((z.shape[0],), weight))
@@ -444,7 +459,7 @@ class Stage:
                     ),
                     *(weight, z, logsnr, memory),
                 )
-        return clipped(x, sampler), memory
+        return x, memory
 
     def _guided(self, params, conditions, opposite, sampler, weight, z, logsnr, memory):
         """Guidance in one doubled batch: (x, memory)."""
@@ -468,6 +483,24 @@ class Stage:
         else:
             x = guidance.guide(conditional=conditional, unconditional=unconditional, weight=weight)
         return (guidance.rescale(x, conditional, sampler.rescale) if sampler.rescale else x), memory
+
+
+def _reconstructed(predict_x, known_BTHWC, weight: float, z, logsnr, index, memory):
+    """x - (weight alpha / 2) grad_z ||known - x^known(z)||^2, reconstruction guidance  (Ho et al. 2022, section 3.1).
+
+    The known frames' own estimate is replaced by them afterwards, so that their part of z stays a sample of q(z | x).
+    """
+
+    def error(z):
+        x, remembered = predict_x(z, logsnr, index, memory)
+        return jnp.sum(jnp.square(known_BTHWC - x[:, : known_BTHWC.shape[1]])), (x, remembered)
+
+    gradient, (x, remembered) = jax.grad(error, has_aux=True)(z)
+    return x - 0.5 * weight * gaussian.alpha(logsnr) * gradient, remembered
+
+
+def _with_first(known_BTHWC, x):
+    return jnp.concatenate([known_BTHWC, x[:, known_BTHWC.shape[1] :]], axis=1)
 
 
 def clipped(x, sampler: SamplerConfig):

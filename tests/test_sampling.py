@@ -1,0 +1,123 @@
+"""Sampling jobs: they go on, seeds of their own, spread over devices, frames that are given."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_video_jax import sampling
+from imagen_video_jax.cascade import Cascade, Member
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.partitioning import make_mesh
+from imagen_video_jax.sampling import SampleRequest, sample_with
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.video.files import read_video, write_video
+from tests.stages.stage_kinds import NAMES, smallest
+
+PROMPTS = ("a red circle", "a blue square", "a green star")
+
+
+def encoder(prompts):
+    rngs = [np.random.default_rng(len(prompt)) for prompt in prompts]
+    return np.stack([rng.normal(size=(24, 384)) for rng in rngs]).astype(np.float32), np.ones((len(prompts), 24), bool)
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    """An untrained base of 4 frames of 6x10 and a temporal stage that doubles them."""
+    members = []
+    for name in NAMES[:2]:
+        stage = Stage(smallest(name))
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda a, rng=rng: rng.normal(0, 0.1, a.shape).astype(np.float32), stage.network.abstract)
+        members.append(Member(stage, params, name, "0"))
+    return Cascade(members, encoder, mesh=make_mesh())
+
+
+def request(**changes):
+    return SampleRequest(**{"prompts": PROMPTS, "batch": 8, "steps": (2,), "guidance": (0.0,), **changes})
+
+
+def run(cascade, out, **changes):
+    return sample_with(cascade, request(**changes), out, name="test")
+
+
+def test_a_killed_job_goes_on_with_what_is_missing_and_another_job_starts_anew(cascade, tmp_path, monkeypatch):
+    run(cascade, tmp_path / "whole", num=6)
+    made, make = [], sampling._Run.make
+
+    def killed(self, out, chunk, *rest):
+        make(self, out, chunk, *rest)
+        made.append([job.file for job in chunk])
+        if len(made) == 1:
+            (out / chunk[-1].file).unlink()  # the kill came before the last file of the chunk
+            raise MemoryError
+
+    monkeypatch.setattr(sampling._Run, "make", killed)
+    with pytest.raises(MemoryError):
+        run(cascade, tmp_path / "parts", num=6)
+    rows = run(cascade, tmp_path / "parts", num=6)
+    assert [len(files) for files in made] == [8, 8, 8, 2]
+    text = (tmp_path / "parts" / "samples.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()] == rows
+    assert text == (tmp_path / "whole" / "samples.jsonl").read_text()
+    for row in rows:
+        assert (tmp_path / "parts" / row["path"]).read_bytes() == (tmp_path / "whole" / row["path"]).read_bytes()
+    run(cascade, tmp_path / "parts", num=6)
+    assert len(made) == 4
+    run(cascade, tmp_path / "parts", num=6, seed=1)
+    assert len(made) == 7
+
+
+def test_a_seed_per_prompt_makes_its_place_in_the_list_unimportant(cascade, tmp_path):
+    run(cascade, tmp_path / "one", seeds=(5, 6, 7))
+    rows = run(cascade, tmp_path / "two", prompts=PROMPTS[::-1], seeds=(7, 6, 5))
+    assert [row["seed"] for row in rows] == [7, 6, 5]
+    one = read_video(tmp_path / "one" / "0000-000.mp4").frames_THWC.astype(int)
+    two = read_video(tmp_path / "two" / "0002-000.mp4").frames_THWC.astype(int)
+    assert np.abs(one - two).max() <= 3
+    with pytest.raises(UserError, match="2 seeds for 3 prompts"):
+        run(cascade, tmp_path / "three", seeds=(1, 2))
+
+
+def test_a_batch_spread_over_devices_is_the_batch_of_one(cascade):
+    assert cascade.mesh.size == 8
+    options = dict(samplers={0: {"steps": 2, "guidance": 0.0}}, stop=1)
+    spread = cascade.sample(["a red circle"] * 8, **options)
+    alone = cascade.sample(["a red circle"] * 3, **options)
+    assert np.abs(spread[:3].astype(int) - alone).max() <= 1
+
+
+def test_given_frames_come_out_as_given_and_lead_the_others(cascade, tmp_path):
+    known = np.full((8, 1, 6, 10, 3), 220, np.uint8)
+    options = dict(samplers={i: {"steps": 2, "guidance": 0.0} for i in (0, 1)}, known_BTHWC=known)
+    led, free = (cascade.sample(["a red circle"] * 8, **options, reconstruction=weight) for weight in (9.0, 0.0))
+    np.testing.assert_array_equal(led[:, :1], known)
+    np.testing.assert_array_equal(free[:, :1], known)
+    assert np.abs(led[:, 1:].astype(int) - free[:, 1:]).max() > 0
+
+
+def test_a_first_frame_and_a_video_to_go_on_with_are_read_from_files(cascade, tmp_path):
+    Image.new("RGB", (20, 12), (200, 200, 200)).save(tmp_path / "first.png")
+    run(cascade, tmp_path / "a", prompts=PROMPTS[:1], first_frame=str(tmp_path / "first.png"))
+    frames = read_video(tmp_path / "a" / "0000-000.mp4").frames_THWC
+    assert np.abs(frames[0].astype(int) - 200).max() <= 6
+    write_video(tmp_path / "v.mp4", np.full((12, 12, 20, 3), 100, np.uint8), fps=6)
+    run(cascade, tmp_path / "b", prompts=PROMPTS[:1], extend=str(tmp_path / "v.mp4"))
+    # Half a clip of 8 frames is known, so 4 are new.
+    frames = read_video(tmp_path / "b" / "0000-000.mp4").frames_THWC
+    assert frames.shape == (16, 6, 10, 3)
+    assert np.abs(frames[:10].astype(int) - 100).max() <= 6
+    Image.new("RGB", (12, 12)).save(tmp_path / "square.png")
+    for changes, says in (
+        ({"first_frame": str(tmp_path / "square.png")}, "is 12x12 .* another aspect. Crop it to 7x12"),
+        (
+            {"extend": str(tmp_path / "v.mp4"), "extend_from": 9.0},
+            "--extend-from must be from 0.33 to 1.00 seconds, got 9",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            run(cascade, tmp_path / "c", **changes)
+    assert not (tmp_path / "c").exists()

@@ -137,5 +137,5 @@ def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(ca
     assert quick["peak"] == pytest.approx(compiled["peak"], rel=0.25)
     # The compiler also counts element-wise work.
     assert report["flops_per_chip"]["jaxpr"] == pytest.approx(report["flops_per_chip"]["compiler"], rel=0.2)
-    # The gradients of every parameter are summed over the four chips.
-    assert report["collective_bytes_per_chip"]["all-reduce"] >= 4 * report["parameters"]
+    # Gradients are summed over the four chips; of the bias of frame distances only those that four frames have.
+    assert report["collective_bytes_per_chip"]["all-reduce"] >= 0.95 * 4 * report["parameters"]

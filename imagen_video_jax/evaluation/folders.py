@@ -1,7 +1,7 @@
 """Two folders of videos -> metrics: every file is read once, its features are kept, a killed run goes on.
 
-Features are found again by the file's content and the network's fingerprint, wherever the file lies; so are the
-moments of a whole set, which is what makes a large reference set cheap the second time.
+Features are found again by the file's content and the network's fingerprint, wherever the file lies: a large reference
+set is read once.
 """
 
 import dataclasses

@@ -332,8 +332,6 @@ def read_members(
             abstract = _placed(stage, mesh)
             if "bundle" in content:
                 params = bundle.read_weights(folder, entry["weights"], abstract)
-                if mesh is not None:
-                    params = jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), params, abstract)
                 yield Member(stage, params, entry["weights"])
                 continue
             step = folder / entry["checkpoint"]

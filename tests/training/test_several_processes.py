@@ -1,11 +1,14 @@
 """One job on 1 process x 8 devices, 2 x 4 and 4 x 2: the same examples, losses and checkpoints."""
 
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_video_jax import checkpoint
 from imagen_video_jax.data.embed_captions import embed_captions
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.video import isolated
@@ -92,3 +95,35 @@ def test_a_checkpoint_of_one_layout_is_restored_by_the_others_byte_for_byte(resu
                 assert hashes == states[other], f"{other} restored on {layout}"
     for other in ("2x4", "4x2"):
         assert one_process.restored_hashes(other, folder) == states[other]
+
+
+def train_command(folder, workdir, *more):
+    fields = {
+        "data": folder / "data", "embeddings": folder / "embeddings", "steps": 100_000, "checkpoint_every": 100_000,
+        "batch_size": 0, "image_batch_size": 4, "log_every": 1, "optimizer.name": "adam",
+        "stage.text_length": 4, "stage.network.text_width": 6, "stage.network.channels": "(8,)",
+        "stage.network.blocks": "(1,)", "stage.network.spatial_attention": "(False,)",
+        "stage.network.text_attention": "(True,)", "stage.network.temporal": "(attention,)",
+    }  # fmt: skip
+    command = ["imagen_video_jax", "train", "--config", "experiments/base_16f_24x40.py:tiny", "--workdir", str(workdir)]
+    return [*command, *(f"--config.{name}={value}" for name, value in fields.items()), *more]
+
+
+def test_a_process_with_another_config_is_refused_and_the_field_named(folder, tmp_path):
+    own = [[], ["--config.optimizer.learning_rate=0.5"]]
+    for code, _, error in ended(start(2, lambda number: train_command(folder, tmp_path / "run", *own[number]))):
+        assert code == 2
+        assert "the processes of this job differ in config.optimizer.learning_rate: '0.001' in process 0" in error
+
+
+def test_a_sigterm_to_one_process_stops_all_at_the_same_step(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+    processes = start(2, lambda _: train_command(folder, tmp_path / "run"))
+    until = time.monotonic() + 900
+    while len(read_rows(tmp_path / "run" / "metrics.jsonl")) < 3 and time.monotonic() < until:
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [code for code, _, _ in ended(processes)] == [75, 75]
+    (step,) = checkpoint.committed_steps(tmp_path / "run" / "checkpoints")
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert rows[-1]["step"] == step >= 3

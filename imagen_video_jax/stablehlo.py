@@ -75,7 +75,7 @@ def _sampler(stages: dict[str, Stage], dtype: str):
 
 
 def _denoiser(stage: Stage, dtype: str):
-    """(weights, z, log-SNR, text, mask[, low-resolution video and its log-SNR]) -> the estimate of the clean video.
+    """(weights, z, log-SNR, text, mask[, low video, its log-SNR][, student's guidance]) -> the estimate of x.
 
     The low-resolution video is at its own size and already has the noise that its log-SNR says.
     """
@@ -92,15 +92,18 @@ def _denoiser(stage: Stage, dtype: str):
         frames, height, width, _ = config.input_size
         arguments["low"] = jax.ShapeDtypeStruct((batch, frames, height, width, 3), jnp.float32)
         arguments["low_logsnr"] = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    if config.network.guidance:
+        arguments["guidance"] = jax.ShapeDtypeStruct((batch,), jnp.float32)
 
-    def denoise(weights, z_BTHWC, logsnr_B, text_BLD, mask_BL, low_BTHWC=None, low_logsnr_B=None):
-        mask_BT = None
+    def denoise(weights, z_BTHWC, logsnr_B, text_BLD, mask_BL, *rest):
+        (low_BTHWC, low_logsnr_B), mask_BT = rest[:2] if config.kind != "base" else (None, None), None
+        guidance_B = rest[-1] if config.network.guidance else None
         if low_BTHWC is not None:
             low_BTHWC, mask_BT = conditioning.fit_to_target(
                 config.kind, low_BTHWC, factor=config.factor, fill=config.fill
             )
         fps_B = jnp.full(logsnr_B.shape, config.fps, jnp.float32)
-        conditions = Conditions(text_BLD, mask_BL, fps_B, low_BTHWC, low_logsnr_B, mask_BT)
+        conditions = Conditions(text_BLD, mask_BL, fps_B, low_BTHWC, low_logsnr_B, mask_BT, guidance_B)
         return stage.estimate(_tree(stage, weights), z_BTHWC, logsnr_B, conditions)
 
     return denoise, arguments

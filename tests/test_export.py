@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from imagen_video_jax import bundle, checkpoint, export, stablehlo, storage
 from imagen_video_jax.cascade import Cascade, join, read_members
 from imagen_video_jax.cli import main
+from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.export import ExportRequest
 from imagen_video_jax.stages.stage import Stage
@@ -191,6 +192,18 @@ def test_a_denoiser_program_is_the_stage_within_1e_5_for_any_batch(world):
         ]
         flat = checkpoint.flatten(member.params)
         np.testing.assert_allclose(exported.call(flat, *drawn), jax.jit(function)(flat, *drawn), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["base_16f_24x40", "temporal_sr_32f_24x40"])
+def test_the_denoiser_of_a_student_takes_the_guidance_weight(name):
+    config = smallest(name)
+    network = dataclasses.replace(config.network, guidance=True)
+    config = dataclasses.replace(config, network=network, student=StudentConfig(weights=(0.0, 20.0)))
+    function, arguments = stablehlo._denoiser(Stage(config), "float32")
+    assert list(arguments)[-1] == "guidance"
+    given = [jax.ShapeDtypeStruct((2, *shape.shape[1:]), shape.dtype) for shape in list(arguments.values())[1:]]
+    made = jax.eval_shape(function, arguments["weights"], *given)
+    assert made.shape == (2, config.frames, config.height, config.width, 3)
 
 
 # What is refused.

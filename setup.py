@@ -29,6 +29,7 @@ CORE = [
     "av>=18.1",
     "pillow",
     "rich",
+    "pyyaml",
     "tensorboardX>=2.6.5",
 ]
 TFDS = ["tensorflow-datasets>=4.9.10", "importlib_resources"]

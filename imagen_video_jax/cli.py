@@ -12,6 +12,7 @@ from imagen_video_jax.commands import (
     evaluate,
     export,
     inspect,
+    launch,
     plan,
     prepare,
     sample,
@@ -21,7 +22,7 @@ from imagen_video_jax.errors import DONE, UserError
 from imagen_video_jax.training import watchdog
 
 # In the order in which people need them.
-COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, export, plan)
+COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, export, plan, launch)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     and does the work in a child (training/watchdog.py).
     """
     try:
-        parsed, rest = _parser().parse_known_args(arguments)
-        if rest and not getattr(parsed.command, "TAKES_FIELDS", False):
-            raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {_name(parsed.command)} --help")
+        parsed, rest = parse(sys.argv[1:] if arguments is None else arguments)
         if arguments is None and getattr(parsed.command, "WATCHED", False) and not watchdog.connect():
             command = [sys.executable, "-m", "imagen_video_jax", *sys.argv[1:]]
             return watchdog.supervise(command, restarts=parsed.restarts)
@@ -51,6 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def parse(arguments: list[str]):
+    """(parsed arguments, those of fields); of `launch` the words after -- are kept as they are, in `words`."""
+    words = []
+    if arguments[:1] == ["launch"] and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, words = arguments[:cut], arguments[cut + 1 :]
+    parsed, rest = _parser().parse_known_args(arguments)
+    if rest and not getattr(parsed.command, "TAKES_FIELDS", False):
+        raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {_name(parsed.command)} --help")
+    parsed.words, parsed.parse = words, parse
+    return parsed, rest
 
 
 def _parser() -> argparse.ArgumentParser:

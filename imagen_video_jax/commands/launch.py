@@ -1,0 +1,71 @@
+"""`imagen-video launch`."""
+
+import contextlib
+import io
+import pathlib
+import tempfile
+
+from imagen_video_jax.errors import UserError
+
+TEXT = "Run any command as a job elsewhere: job files, rendered and checked."
+_NAMES = ("gke", "xpk", "tpu-vm", "slurm", "skypilot")
+# Variables of the templates, as flags.
+VARIABLES = {
+    "name": "of the job",
+    "image": "container image, see launch/Dockerfile",
+    "hosts": "processes of the job, one a host",
+    "accelerator": "gke: e.g. tpu-v5p-slice; skypilot: e.g. tpu-v5litepod-16 or H100:8",
+    "topology": "gke: of the slice, e.g. 4x4x4",
+    "chips": "gke: TPU chips of a host",
+    "queue": "gke: of Kueue",
+    "namespace": "gke",
+    "cluster": "xpk",
+    "tpu-type": "xpk, tpu-vm: e.g. v5p-128",
+    "project": "xpk, tpu-vm",
+    "zone": "xpk, tpu-vm",
+    "runtime": "tpu-vm: image of the VMs, e.g. v2-alpha-tpuv5",
+    "partition": "slurm",
+    "gpus": "slurm: of a host",
+    "time": "slurm: limit, e.g. 2-00:00:00",
+    "logs": "slurm, tpu-vm: folder of log files",
+    "restarts": "how often it is run again after 75 and 124",
+}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--platform", required=True, choices=_NAMES)
+    parser.add_argument("--dry-run", action="store_true", help="print the job file; nothing is submitted")
+    for name, text in VARIABLES.items():
+        parser.add_argument(f"--{name}", metavar="X", help=text)
+    parser.epilog = "After -- the command and its arguments, e.g. -- train --config FILE.py:paper --workdir DIR."
+
+
+def run(arguments, _) -> int:
+    from imagen_video_jax.launching import render, submit
+
+    _check_command(arguments)
+    fields = {name: getattr(arguments, name.replace("-", "_")) for name in VARIABLES}
+    given = {name.upper().replace("-", "_"): value for name, value in fields.items() if value is not None}
+    rendered, missing = render(arguments.platform, arguments.words, given)
+    if arguments.dry_run:
+        print(rendered, end="")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return submit(arguments.platform, rendered, missing, pathlib.Path(folder))
+
+
+def _check_command(arguments) -> None:
+    """UserError where the command could not even be parsed on the other machine."""
+    if not arguments.words:
+        raise UserError("name the command after --, e.g. imagen-video launch --platform gke -- train --config ...")
+    if arguments.words[0] == "launch":
+        raise UserError("launch cannot launch itself; name another command after --")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            parsed, rest = arguments.parse(list(arguments.words))
+    except SystemExit:
+        raise UserError("--help and --version are no jobs") from None
+    if rest:
+        from imagen_video_jax import configs
+
+        configs.load(parsed.config, rest)

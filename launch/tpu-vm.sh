@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Run here: asks for a slice as a queued resource, runs the command on all its hosts, again on 75 (saved after
+# SIGTERM) and 124 (watchdog), and on a new slice when this one was preempted. On a TPU slice jax finds its processes.
+# Logs: one file per attempt in the folder of --logs.
+set -uo pipefail
+name=@NAME@ restarts=@RESTARTS@ logs=@LOGS@
+where=(--zone @ZONE@ --project @PROJECT@)
+remote=@QUOTED_COMMAND@
+image=@IMAGE@
+mkdir -p "$logs"
+
+state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null; }
+
+slice() {
+  while :; do
+    case "$(state)" in
+    ACTIVE) return ;;
+    "") gcloud compute tpus queued-resources create "$name" "${where[@]}" --node-id "$name" --accelerator-type @TPU_TYPE@ \
+      --runtime-version @RUNTIME@ --spot || exit 1 ;;
+    SUSPENDED | FAILED) gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet ;;
+    esac
+    sleep 30
+  done
+}
+
+for ((attempt = 0; attempt <= restarts; attempt++)); do
+  slice
+  log="$logs/$name-$attempt.log"
+  printf -v inside 'sudo docker run --rm --privileged --net=host %q bash -c %q; echo imagen-video-exit $?' "$image" "$remote"
+  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$inside" 2>&1 | tee "$log"
+  codes=$(sed -n 's/.*imagen-video-exit \([0-9][0-9]*\).*/\1/p' "$log" | sort -un)
+  [ "$codes" = 0 ] && exit 0
+  # Exit codes of a wrong request, divergence, bad data or no checkpoint are final; anything else is run again.
+  for code in $codes; do case $code in 2 | 3 | 4 | 5) exit "$code" ;; esac; done
+done
+echo "error: $name was run $((restarts + 1)) times without an end" >&2
+exit 75

@@ -1,0 +1,94 @@
+"""Job files: every argument arrives as it was given, restarts on 75, nothing unset is submitted."""
+
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from imagen_video_jax import launching
+from imagen_video_jax.cli import main
+
+TRAIN = [
+    "train",
+    "--config",
+    "experiments/base_16f_24x40.py:tiny",
+    "--workdir",
+    'out/it\'s "$HOME" `x`\n#y @NAME@ $(Z)',
+]
+ARGUMENTS = [*TRAIN, "--config.steps=5"]
+
+
+def dry_run(capsys, platform, *arguments, command=ARGUMENTS) -> str:
+    assert main(["launch", "--platform", platform, "--dry-run", *arguments, "--", *command]) == 0
+    return capsys.readouterr().out
+
+
+def last_words(script: str) -> list[str]:
+    """What bash makes of the last command of a script: its arguments."""
+    found = subprocess.run(
+        ["bash", "-c", f"imagen-video() {{ printf '%s\\0' \"$@\"; }}\n{script}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("platform", launching.PLATFORMS)
+def test_any_argument_arrives_as_it_was_given(capsys, platform):
+    text = dry_run(capsys, platform)
+    if platform == "gke":
+        (workers,) = yaml.safe_load(text)["spec"]["replicatedJobs"]
+        command = workers["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert [word.replace("$$", "$") for word in command] == ["imagen-video", *ARGUMENTS]
+        assert "$" not in "".join(command).replace("$$", "")
+    elif platform == "skypilot":
+        run = yaml.safe_load(text)["run"]
+        assert last_words(run[run.index("exec ") + 5 :]) == ARGUMENTS
+    else:
+        joined = shlex.join(["imagen-video", *ARGUMENTS])
+        assert shlex.quote(joined) in text
+        assert last_words(joined) == ARGUMENTS
+
+
+@pytest.mark.parametrize("platform", launching.PLATFORMS)
+def test_every_file_restarts_on_75_and_124_or_fails_on_the_others(capsys, platform):
+    text = dry_run(capsys, platform)
+    if platform == "gke":
+        spec = yaml.safe_load(text)["spec"]
+        (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+        assert rule["onExitCodes"]["values"] == [2, 3, 4, 5]
+        assert spec["failurePolicy"]["maxRestarts"] == 20
+    else:
+        assert "75" in text
+        assert "124" in text or platform == "tpu-vm"
+
+
+@pytest.mark.parametrize("platform", launching.PLATFORMS)
+def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
+    assert "<" in dry_run(capsys, platform)
+    assert main(["launch", "--platform", platform, "--", *ARGUMENTS]) == 2
+    text = capsys.readouterr().err.strip()
+    assert "these are not given: --" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--platform", "moon", "--", *ARGUMENTS], "moon"),
+        (["--platform", "gke", "--", "trian"], "trian"),
+        (["--platform", "gke", "--", *TRAIN, "--config.stpes=3"], "did you mean 'steps'"),
+        (["--platform", "gke", "--", "export", "--cascade", "x", "--out", "y", "--oops"], "--oops"),
+        (["--platform", "gke"], "name the command after --"),
+        (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
+        (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),
+        (["--platform", "gke", "--", "launch"], "cannot launch itself"),
+    ],
+)
+def test_wrong_requests_are_one_line(capsys, arguments, says):
+    assert main(["launch", "--dry-run", *arguments]) == 2
+    text = capsys.readouterr().err.strip()
+    assert says in text
+    assert "\n" not in text

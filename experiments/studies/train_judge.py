@@ -25,7 +25,8 @@ import optax
 import safetensors.numpy
 
 from imagen_video_jax import storage
-from imagen_video_jax.data.motion_shapes import STYLES, Scene, end_with_parent, make_scene, render
+from imagen_video_jax.data.motion_shapes import STYLES, WORDS, Scene, end_with_parent, make_scene, render
+from imagen_video_jax.data.motion_shapes_scene import WORD_MOTION, WORD_SHAPE
 from imagen_video_jax.evaluation import judge as judges
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, FRAMES, HEIGHT, WIDTH, Judge
 from imagen_video_jax.video.frames import resize_uint8
@@ -44,10 +45,13 @@ _REVERSED = _MIRRORED | {"up": "down", "down": "up", "grow": "shrink", "shrink":
 
 
 def training_scene(seed: int, index: int) -> Scene:
-    """Mostly plain clips; a fifth are images in any style, a twentieth clips in a style, as a generator may make."""
+    """Mostly plain clips; a fifth are images in any style, a fifth words, a twentieth clips in a style."""
     if index % 5 == 0:
         return make_scene(seed, index, image=True)
     scene = make_scene(seed, index)
+    if index % 5 == 3:
+        word = WORDS[index // 5 % len(WORDS)]
+        return dataclasses.replace(scene, shape=WORD_SHAPE, motion=WORD_MOTION, size="", word=word)
     if index % 20 == 1:
         return dataclasses.replace(scene, style=STYLES[1 + index // 20 % (len(STYLES) - 1)])
     return scene
@@ -58,7 +62,7 @@ def labels_of(scene: Scene) -> list[int]:
 
 
 def draw_chunk(seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chunk `number` of training data: uint8 (CHUNK, 8, 24, 40, 3) and labels int32 (CHUNK, 4)."""
+    """Chunk `number` of training data: uint8 (CHUNK, 8, 24, 40, 3) and labels int32 (CHUNK, 5)."""
     scenes = [training_scene(seed, index) for index in range(number * CHUNK, (number + 1) * CHUNK)]
     clips = [
         render(scene, frames=1 if scene.image else FRAMES, height=HEIGHT, width=WIDTH, fps=3.0) for scene in scenes
@@ -207,7 +211,8 @@ def print_table(rows: dict[str, dict]) -> None:
     print(f"{'':22}" + "".join(f"{name:>22}" for name in names))
     for title, scores in rows.items():
         cells = [
-            f"{s['accuracy']:.1%} [{s['interval'][0]:.1%}, {s['interval'][1]:.1%}]" for s in map(scores.get, names)
+            f"{s['accuracy']:.1%} [{s['interval'][0]:.1%}, {s['interval'][1]:.1%}]" if s else "-"
+            for s in map(scores.get, names)
         ]
         print(f"{title:22}" + "".join(f"{cell:>22}" for cell in cells))
 

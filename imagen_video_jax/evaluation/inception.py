@@ -2,8 +2,8 @@
 
 The network is TensorFlow's of 2015-12-05, which differs from the usual one in its pooling: averages leave padding out,
 and the last block takes maxima. Frames as in pytorch-fid: resized to 299x299 bilinearly without antialiasing (torch's
-sample positions), pixels in [-1, 1]. Weights: a safetensors file with the names that torchvision and pytorch-fid use,
-named by the user.
+sample positions), pixels in [-1, 1]. Weights: pytorch-fid's file, or a safetensors file with its names, named by the
+user.
 """
 
 import dataclasses
@@ -20,10 +20,7 @@ from imagen_video_jax import functional
 from imagen_video_jax.evaluation import pixels, weight_files
 
 SIZE = 299
-WHERE = (
-    "pt_inception-2015-12-05-6726825d.pth of https://github.com/mseitzer/pytorch-fid/releases, its state dict saved "
-    "once as safetensors"
-)
+WHERE = "pt_inception-2015-12-05-6726825d.pth of https://github.com/mseitzer/pytorch-fid/releases"
 
 _EPSILON = 1e-3
 _BATCH = 16
@@ -266,12 +263,12 @@ _apply = jax.jit(_apply_exactly, static_argnums=0)
 
 
 def load(path: str | pathlib.Path, config: InceptionConfig = InceptionConfig()) -> Inception:
-    """Inception-v3 with the weights of a safetensors file, or of the one in a folder.
+    """Inception-v3 with the weights of pytorch-fid's file, or of a safetensors file or the one in a folder.
 
     Raises:
       UserError: the file is missing (says where people get it), cut, or of another network (names the array).
     """
     path = weight_files.named_file(path, "Inception-v3 (FID)", WHERE)
-    arrays = weight_files.read_safetensors(path)
+    arrays = weight_files.read_state(path)
     params = weight_files.params_of(arrays, _network(config).abstract, _source, path=path, what="Inception-v3 (FID)")
     return Inception(jax.tree.map(jnp.asarray, params), config)

@@ -1,9 +1,10 @@
-"""The judge: reads colour, shape, motion and style off a motion_shapes video of any size and length.
+"""The judge: reads colour, shape, motion, style and words off a motion_shapes video of any size and length.
 
 A small convolutional network that looks at 8 frames of 24x40, chosen over the whole length: about twice the size of
 what a miniature base model makes, so nothing that such a model says is lost. It was trained on endlessly drawn scenes,
 damaged in the ways of generated video (low resolution, blur, noise, shifted tones), by
-`experiments/studies/train_judge.py`, which states how well it reads. It knows nothing of words: their shape is "word".
+`experiments/studies/train_judge.py`, which states how well it reads. Where it sees a word (the shape is "word") it says
+which of the 40 that motion_shapes knows.
 """
 
 import dataclasses
@@ -16,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from imagen_video_jax.data.motion_shapes_scene import COLOURS, MOTIONS, SHAPES, STYLES, WORD_MOTION, WORD_SHAPE, Scene
+from imagen_video_jax.data.motion_shapes_scene import (
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    STYLES,
+    WORD_MOTION,
+    WORD_SHAPE,
+    WORDS,
+    Scene,
+)
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video.frames import resize_uint8
 
@@ -25,23 +35,30 @@ ATTRIBUTES = {
     "shape": (*SHAPES, WORD_SHAPE),
     "motion": (*MOTIONS, WORD_MOTION),
     "style": STYLES,
+    "word": ("", *WORDS),
 }
 FRAMES, HEIGHT, WIDTH = 8, 24, 40
+WIDTHS = {"colour": 32, "shape": 64, "motion": 64, "style": 48, "word": 96}  # of the features of each
 WEIGHTS = pathlib.Path(__file__).with_name("judge.safetensors")
 
 CROP = 16  # pixels of the view that follows the shape
+LINE = (12, 40)  # of the view of a word
 _EPSILON = 1e-6
 _BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the judge sees in one video; `confidence` is its probability for each attribute's reading, in [0, 1]."""
+    """What the judge sees in one video; `confidence` is its probability for each attribute's reading, in [0, 1].
+
+    `word` is "" where there is none.
+    """
 
     colour: str
     shape: str
     motion: str
     style: str
+    word: str
     confidence: Mapping[str, float]
 
 
@@ -138,12 +155,14 @@ class View:
       place_BTK: centre x and y, spread x and y, log of area and of window size.
       tint_BK: colour of the shape, weighted by colourfulness and by its square.
       still_BTHWC: two whole frames: colourfulness and brightness.
+      line_BHWC: the last frames' colourfulness in a window of 12x40 as wide and high as what is there: a word.
     """
 
     crop_BTHWC: jax.Array
     place_BTK: jax.Array
     tint_BK: jax.Array
     still_BTHWC: jax.Array
+    line_BHWC: jax.Array
 
 
 def view(video_BTHWC: jax.Array) -> View:
@@ -168,6 +187,7 @@ def view(video_BTHWC: jax.Array) -> View:
         place_BTK=_place(window, shape_BTHW),
         tint_BK=jnp.concatenate(tints, -1),
         still_BTHWC=layers_BTHWC[:, :: FRAMES // 2],
+        line_BHWC=_line(colourful_BTHW),
     )
 
 
@@ -196,17 +216,26 @@ def _crop(layers_BTHWC, window):
     """The window resampled to 16x16 by a triangle filter that widens where it reduces."""
     y_BT, x_BT, _, _, half_BT = window
     _, _, H, W, _ = layers_BTHWC.shape
-    step_BT11 = (2 * half_BT / CROP)[..., None, None]
-    grid_P1 = (jnp.arange(CROP) + 0.5 - CROP / 2)[:, None]
+    rows_BTPWC = jnp.einsum("btph,bthwc->btpwc", _filters(y_BT, half_BT, H, CROP), layers_BTHWC)
+    return jnp.einsum("btqw,btpwc->btpqc", _filters(x_BT, half_BT, W, CROP), rows_BTPWC)
 
-    def filters(centre_BT, size):
-        wanted_BTP1 = centre_BT[..., None, None] + grid_P1 * step_BT11
-        distance_BTPN = jnp.abs(jnp.arange(size) + 0.5 - wanted_BTP1) / jnp.maximum(step_BT11, 1)
-        weight_BTPN = jax.nn.relu(1 - distance_BTPN)
-        return weight_BTPN / (weight_BTPN.sum(-1, keepdims=True) + _EPSILON)
 
-    rows_BTPWC = jnp.einsum("btph,bthwc->btpwc", filters(y_BT, H), layers_BTHWC)
-    return jnp.einsum("btqw,btpwc->btpqc", filters(x_BT, W), rows_BTPWC)
+def _filters(centre, half, size: int, count: int):
+    """Weights (..., count, size) of `count` samples over centre ± half on an axis of `size` pixels."""
+    step = (2 * half / count)[..., None, None]
+    wanted = centre[..., None, None] + (jnp.arange(count) + 0.5 - count / 2)[:, None] * step
+    weights = jax.nn.relu(1 - jnp.abs(jnp.arange(size) + 0.5 - wanted) / jnp.maximum(step, 1))
+    return weights / (weights.sum(-1, keepdims=True) + _EPSILON)
+
+
+def _line(colourful_BTHW):
+    """What the last three frames agree on (all letters are there by then), stretched to 12x40."""
+    frame_BHW = colourful_BTHW[:, -3:].mean(1)
+    y_B1, x_B1, spread_y_B1, spread_x_B1, _ = _window(jax.nn.relu(frame_BHW - 0.3)[:, None])
+    _, H, W = frame_BHW.shape
+    rows_BPH = _filters(y_B1[:, 0], 2.2 * spread_y_B1[:, 0], H, LINE[0])
+    columns_BQW = _filters(x_B1[:, 0], 2.0 * spread_x_B1[:, 0], W, LINE[1])
+    return jnp.einsum("bph,bhw,bqw->bpq", rows_BPH, frame_BHW, columns_BQW)[..., None]
 
 
 def _place(window, shape_BTHW):
@@ -245,9 +274,11 @@ def init(key: jax.Array) -> dict[str, jax.Array]:
         "shape0": (seen, 64),
         "style0": (seen + 2 * 24 + 32, 64),
         "style1": (64, 48),
+        "word0": (3, 3, 1, 32),
+        "word1": (3, 3, 32, 48),
+        "word2": (LINE[0] // 4 * LINE[1] // 4 * 48, 96),
     }
-    widths = {"colour": 32, "shape": 64, "motion": 64, "style": 48}
-    shapes |= {name: (widths[name], len(names)) for name, names in ATTRIBUTES.items()}
+    shapes |= {name: (WIDTHS[name], len(names)) for name, names in ATTRIBUTES.items()}
     params = {}
     for (name, shape), one in zip(shapes.items(), jax.random.split(key, len(shapes))):
         params[f"{name}.weight"] = jax.random.normal(one, shape) * math.sqrt(2 / math.prod(shape[:-1]))
@@ -257,29 +288,49 @@ def init(key: jax.Array) -> dict[str, jax.Array]:
 
 def logits(params: Mapping[str, jax.Array], video_BTHWC: jax.Array) -> dict[str, jax.Array]:
     """float32 video in [-1, 1], (B, 8, 24, 40, 3) -> attribute -> logits (B, classes)."""
-    seen = view(video_BTHWC)
+    return classified(params, view(video_BTHWC))
+
+
+def classified(params: Mapping[str, jax.Array], seen: View) -> dict[str, jax.Array]:
+    """attribute -> logits (B, classes)."""
+    found = features(params, seen)
+    return {name: x @ params[f"{name}.weight"] + params[f"{name}.bias"] for name, x in found.items()}
+
+
+def features(params: Mapping[str, jax.Array], seen: View) -> dict[str, jax.Array]:
+    """attribute -> what its classifier sees, (B, WIDTHS[attribute])."""
     B, T = seen.place_BTK.shape[:2]
-    crop = _convolved(params, "crop0", seen.crop_BTHWC.reshape(B * T, CROP, CROP, 2))
-    crop = _convolved(params, "crop1", crop)
-    crop_BTD = _dense(params, "crop2", crop.reshape(B * T, -1)).reshape(B, T, -1)
+    crop = convolved(params, "crop0", seen.crop_BTHWC.reshape(B * T, CROP, CROP, 2))
+    crop = convolved(params, "crop1", crop)
+    crop_BTD = dense(params, "crop2", crop.reshape(B * T, -1)).reshape(B, T, -1)
     what_BD = jnp.concatenate([crop_BTD.mean(1), crop_BTD.max(1)], -1)
-    still = _convolved(params, "still0", seen.still_BTHWC.reshape(-1, HEIGHT, WIDTH, 2))
-    still = _convolved(params, "still1", still)
+    still = convolved(params, "still0", seen.still_BTHWC.reshape(-1, HEIGHT, WIDTH, 2))
+    still = convolved(params, "still1", still)
     still_BPC = still.reshape(B, -1, still.shape[-1])
-    moves_BTD = jnp.concatenate([seen.place_BTK, _dense(params, "moves", crop_BTD)], -1)
-    tint_BD = _dense(params, "colour0", seen.tint_BK)
+    moves_BTD = jnp.concatenate([seen.place_BTK, dense(params, "moves", crop_BTD)], -1)
+    tint_BD = dense(params, "colour0", seen.tint_BK)
     # Paint and pencil are paler than plain colour, so style needs the tint too.
     looks_BD = jnp.concatenate([what_BD, still_BPC.mean(1), still_BPC.max(1), tint_BD], -1)
-    features = {
+    return {
         "colour": tint_BD,
-        "shape": _dense(params, "shape0", what_BD),
-        "motion": _dense(params, "motion1", _dense(params, "motion0", moves_BTD.reshape(B, -1))),
-        "style": _dense(params, "style1", _dense(params, "style0", looks_BD)),
+        "shape": dense(params, "shape0", what_BD),
+        "motion": dense(params, "motion1", dense(params, "motion0", moves_BTD.reshape(B, -1))),
+        "style": dense(params, "style1", dense(params, "style0", looks_BD)),
+        "word": _word(params, seen.line_BHWC),
     }
-    return {name: x @ params[f"{name}.weight"] + params[f"{name}.bias"] for name, x in features.items()}
 
 
-def _convolved(params, name, x_NHWC):
+def word_logits(params: Mapping[str, jax.Array], line_BHWC: jax.Array) -> jax.Array:
+    """What `logits` says of the word, from the view of it alone."""
+    return _word(params, line_BHWC) @ params["word.weight"] + params["word.bias"]
+
+
+def _word(params, line_BHWC):
+    x = convolved(params, "word1", convolved(params, "word0", line_BHWC))
+    return dense(params, "word2", x.reshape(len(x), -1))
+
+
+def convolved(params, name, x_NHWC):
     """A 3x3 convolution that halves height and width."""
     x = jax.lax.conv_general_dilated(
         x_NHWC, params[f"{name}.weight"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -287,7 +338,7 @@ def _convolved(params, name, x_NHWC):
     return jax.nn.relu(x + params[f"{name}.bias"])
 
 
-def _dense(params, name, x):
+def dense(params, name, x):
     return jax.nn.relu(x @ params[f"{name}.weight"] + params[f"{name}.bias"])
 
 

@@ -22,6 +22,7 @@ _MOST_ARRAYS, _DEEPEST = 10_000, 16
 _KINDS = {
     f"{kind}{size}" for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}.items() for size in sizes
 }
+MALFORMED = (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError)
 _RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 
 
@@ -30,7 +31,7 @@ class _Mark:
 
 
 @dataclasses.dataclass
-class _Name:
+class Name:
     module: str
     name: str
 
@@ -57,18 +58,21 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error.strerror or error}") from None
     try:
-        return _flat(_Machine(memoryview(data)).run())
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as error:
+        return _flat(Machine(memoryview(data)).run())
+    except MALFORMED as error:
         raise UserError(f"cannot read weights {path}: it is cut, or no pickle of arrays ({error})") from None
 
 
-class _Machine:
+class Machine:
+    """Runs one pickle after the other from `data`; `reduce` and `build` say what may be called and filled in."""
+
     def __init__(self, data: memoryview):
         self.data, self.at = data, 0
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[Any]
+        self.memo: dict[int, Any]
 
     def run(self) -> Any:
+        self.stack, self.memo = [], {}
         while (code := self.bytes(1)[0:1].tobytes()) != b".":
             if code not in _STEPS:
                 raise ValueError(f"opcode {code!r} at byte {self.at - 1} is not one that arrays need")
@@ -106,6 +110,11 @@ class _Machine:
         del self.stack[last:]
         return values
 
+    def extend(self, values: list) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise ValueError("it appends to something that is no list")
+        self.stack[-1].extend(values)
+
     def tuple_of(self, count: int) -> None:
         values = tuple(self.stack[len(self.stack) - count :])
         del self.stack[len(self.stack) - count :]
@@ -135,9 +144,12 @@ class _Machine:
         else:
             raise ValueError("it fills in something that is no array")
 
+    def persistent(self) -> None:
+        raise ValueError("it refers to something outside itself")
+
     def name(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self.push(_Name(module, name))
+        self.push(Name(module, name))
 
 
 _STEPS = {
@@ -145,10 +157,14 @@ _STEPS = {
     b"\x95": lambda m: m.bytes(8),  # FRAME
     b"(": lambda m: m.push(_Mark()),
     b"}": lambda m: m.push({}),
+    b"]": lambda m: m.push([]),
+    b"a": lambda m: m.extend([m.stack.pop()]),  # APPEND
+    b"e": lambda m: m.extend(m.marked()),  # APPENDS
     b")": lambda m: m.push(()),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
     b"\x89": lambda m: m.push(False),
+    b"\x8a": lambda m: m.push(int.from_bytes(m.bytes(m.number("<B")), "little", signed=True)),  # LONG1
     b"K": lambda m: m.push(m.number("<B")),  # BININT1
     b"M": lambda m: m.push(m.number("<H")),  # BININT2
     b"J": lambda m: m.push(m.number("<i")),  # BININT
@@ -168,8 +184,9 @@ _STEPS = {
     b"r": lambda m: m.memo.update({m.number("<I"): m.stack[-1]}),  # LONG_BINPUT
     b"h": lambda m: m.push(m.memo[m.number("<B")]),  # BINGET
     b"j": lambda m: m.push(m.memo[m.number("<I")]),  # LONG_BINGET
-    b"c": lambda m: m.push(_Name(m.line(), m.line())),  # GLOBAL
+    b"c": lambda m: m.push(Name(m.line(), m.line())),  # GLOBAL
     b"\x93": lambda m: m.name(),  # STACK_GLOBAL
+    b"Q": lambda m: m.persistent(),  # BINPERSID
     b"R": lambda m: m.reduce(),
     b"b": lambda m: m.build(),
 }

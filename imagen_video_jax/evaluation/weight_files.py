@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from imagen_video_jax import functional, storage
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.evaluation import pickled_arrays
+from imagen_video_jax.evaluation import pickled_arrays, torch_file
 from imagen_video_jax.text import safetensors_format
 
 _VERSION = 1  # of the converted copies
@@ -56,7 +56,7 @@ def converted(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def named_file(path: str | os.PathLike, what: str, where: str) -> pathlib.Path:
-    """The safetensors file that a person named, or the one in the folder they named; UserError says what is missing.
+    """The file that a person named, or the only safetensors file of the folder they named; UserError says what lacks.
 
     Args:
       what: the network, e.g. "CLIP".
@@ -73,6 +73,14 @@ def named_file(path: str | os.PathLike, what: str, where: str) -> pathlib.Path:
     if not path.is_file():
         raise UserError(f"no such file: {path}; weights of {what}: {where}")
     return path
+
+
+def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors or torch file, told apart by their first bytes; UserError where it is damaged."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    # A zip archive, or a pickle that begins with a long number; safetensors begins with the length of its header.
+    return torch_file.read(path) if head == b"PK\3\4" or head[:3] == b"\x80\x02\x8a" else read_safetensors(path)
 
 
 def _read_all(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -137,6 +137,13 @@ def test_a_stored_file_is_read_by_its_published_names_and_other_files_name_the_a
         inception.load(path, TINY)
 
 
+def test_pytorch_fids_own_kind_of_file_is_read(tmp_path):
+    torch = torch_or_skip()
+    params, path = random_params(network().abstract), tmp_path / "pt_inception.pth"
+    torch.save({name: torch.tensor(array) for name, array in stored(params).items()}, path)
+    jax.tree.map(np.testing.assert_array_equal, inception.load(path, TINY).params, params)
+
+
 def test_a_missing_file_says_where_people_get_it(tmp_path):
     for path in (tmp_path / "absent.safetensors", tmp_path):
         with pytest.raises(UserError, match=r"weights of Inception-v3 \(FID\): pt_inception-2015-12-05"):

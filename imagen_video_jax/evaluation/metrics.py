@@ -208,6 +208,12 @@ METRICS: dict[str, Metric] = {
     "clip_r_precision": Metric(
         "clip", _precision, "higher", "share of frames whose caption CLIP finds among others", needs_captions=True
     ),
+    "scorer_score": Metric(
+        "scorer", _similarity, "higher", "100 x cosine of motion_shapes video and caption", needs_captions=True
+    ),
+    "scorer_r_precision": Metric(
+        "scorer", _precision, "higher", "share of motion_shapes videos whose caption is found", needs_captions=True
+    ),
     "lpips": Metric("", _pair, "lower", "LPIPS of each video and the real one of its name", needs_real=True),
     "colour_shift": Metric(
         "", _pair, "lower", "mean colour against the real one of its name, e.g. its input", needs_real=True

@@ -8,6 +8,7 @@ import numpy as np
 from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import clip, i3d, inception
+from imagen_video_jax.evaluation import scorer as scorers
 from imagen_video_jax.evaluation.features import Extractor, fingerprint_of, pixel_extractor
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, WEIGHTS, Judge
 
@@ -38,7 +39,7 @@ def _pixels(weights: Weights) -> Extractor:
 
 
 def _judge(weights: Weights) -> Extractor:
-    """Rows of [colour, shape, motion, style] as indices into the judge's names, [1, 4]."""
+    """Rows of [colour, shape, motion, style, word] as indices into the judge's names, [1, 5]."""
     judge = Judge.load()
 
     def apply(video_THWC: np.ndarray) -> np.ndarray:
@@ -46,6 +47,13 @@ def _judge(weights: Weights) -> Extractor:
         return np.array([[names.index(getattr(reading, a)) for a, names in ATTRIBUTES.items()]], np.float32)
 
     return Extractor("judge", storage.sha256_file(WEIGHTS), 0, apply)
+
+
+def _scorer(weights: Weights) -> Extractor:
+    scorer = scorers.Scorer.load()
+    fingerprint = storage.sha256_file(scorers.WEIGHTS) + storage.sha256_file(WEIGHTS)
+    read = lambda video_THWC: scorer.video_features([video_THWC])  # noqa: E731
+    return Extractor("scorer", fingerprint, 0, read, scorer.text_features)
 
 
 def _i3d(weights: Weights) -> Extractor:
@@ -74,6 +82,7 @@ def _clip(weights: Weights) -> Extractor:
 _OPENERS: dict[str, Callable[[Weights], Extractor]] = {
     "pixels": _pixels,
     "judge": _judge,
+    "scorer": _scorer,
     "i3d": _i3d,
     "inception": _inception,
     "clip": _clip,

@@ -67,6 +67,13 @@ def test_the_judge_reads_labelled_clips_and_names_what_it_lacks(world, tmp_path,
     assert "judge needs motion_shapes labels" in line_of(capsys)
 
 
+def test_the_scorer_finds_the_captions_of_clips_and_not_those_of_others(world, capsys):
+    names = "scorer_score,scorer_r_precision"
+    found = measured(capsys, "--generated", world / "real", "--metrics", names, "--pool", "4")
+    assert found["scorer_r_precision"] >= 0.75
+    assert 50 < found["scorer_score"] <= 100
+
+
 def line_of(capsys) -> str:
     text = capsys.readouterr().err.strip()
     assert text.startswith("error: ")
@@ -80,7 +87,7 @@ def line_of(capsys) -> str:
         (["--generated", "{real}", "--metrics", "fdv"], "unknown metric 'fdv'"),
         (["--generated", "{real}", "--metrics", ""], "name at least one metric; known are"),
         (["--generated", "{real}"], "known are fvd"),
-        (["--real", "{real}", "--metrics", "motion"], "give --generated DIR"),
+        (["--real", "{real}", "--metrics", "motion"], "or --generated DIR (and --real DIR"),
         (["--generated", "{empty}", "--metrics", "motion"], "holds no videos"),
         (["--generated", "{empty}/no", "--metrics", "motion"], "no such file or folder"),
         (["--generated", "{real}/images", "--metrics", "motion"], "only 1 images"),

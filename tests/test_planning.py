@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from imagen_video_jax import chips, configs, planning
+from imagen_video_jax import checkpoint, chips, configs, planning
 from imagen_video_jax.cli import main
 from imagen_video_jax.compiling import read_collectives
 from imagen_video_jax.errors import WRONG_REQUEST
+from imagen_video_jax.stages.stage import Stage
+from tests.stages.stage_kinds import tiny
 
 BASE, LAST = "experiments/base_16f_24x40.py", "experiments/spatial_sr_128f_768x1280.py"
 
@@ -137,5 +139,12 @@ def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(ca
     assert quick["peak"] == pytest.approx(compiled["peak"], rel=0.25)
     # The compiler also counts element-wise work.
     assert report["flops_per_chip"]["jaxpr"] == pytest.approx(report["flops_per_chip"]["compiler"], rel=0.2)
-    # Gradients are summed over the four chips; of the bias of frame distances only those that four frames have.
-    assert report["collective_bytes_per_chip"]["all-reduce"] >= 0.95 * 4 * report["parameters"]
+    # Gradients are summed over the four chips; tables of frame distances at the size of the distances that occur, which
+    # the program shows. It also has one 64x64 kernel less than there are; that it is the one of frame positions, summed
+    # before it is multiplied with them, is a guess.
+    flat = checkpoint.flatten(Stage(tiny("base_16f_24x40")).network.abstract)
+    positions = sum(
+        leaf.size for name, leaf in flat.items() if name.startswith("frame_position") or ".temporal.bias" in name
+    )
+    reduced = report["collective_bytes_per_chip"]["all-reduce"]
+    assert 4 * (report["parameters"] - positions) < reduced < 4 * report["parameters"]

@@ -6,8 +6,6 @@ COUNTS = {
     "flips": (60, "damaged files of a checkpoint"),
     "kills": (12, "SIGKILLs of a process that only writes checkpoints"),
     "renames": (3, "renames of a save at which each error is injected"),
-    "training-kills": (1, "SIGKILLs of a real training run, per stage"),
-    "sigterms": (2, "SIGTERMs at random moments of a training run"),
 }
 
 

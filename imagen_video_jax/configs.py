@@ -26,8 +26,8 @@ from imagen_video_jax.stages.stage import StageConfig
 from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 from imagen_video_jax.text.embedding_cache import describe, user_folder
 from imagen_video_jax.training.distill import DistillConfig
-from imagen_video_jax.training.loop import TrainConfig
 from imagen_video_jax.training.resume import check_early
+from imagen_video_jax.training.train_config import TrainConfig
 
 PREFIX = "--config."
 

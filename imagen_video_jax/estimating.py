@@ -14,10 +14,10 @@ from imagen_video_jax import chips, memory_model, partitioning
 from imagen_video_jax.chips import Cost
 from imagen_video_jax.programs import abstract_batch, abstract_conditions, batch_sizes
 from imagen_video_jax.stages.stage import Stage, StageConfig
-from imagen_video_jax.training.loop import TrainConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
+from imagen_video_jax.training.train_config import TrainConfig
 
 # Of the model's temporaries to the compiler's, fitted on eight compiled steps (launch/PLANS.md lists them and others).
 TEMPORARIES = 1.17

@@ -18,7 +18,7 @@ from imagen_video_jax.estimating import Estimate, estimate_sample, estimate_trai
 from imagen_video_jax.functional import parameter_count
 from imagen_video_jax.partitioning import MESH_AXES, MeshShape
 from imagen_video_jax.programs import check_divisible, sample_program, train_program
-from imagen_video_jax.training.loop import TrainConfig
+from imagen_video_jax.training.train_config import TrainConfig
 
 MODES = ("train", "sample")
 

@@ -15,10 +15,10 @@ from imagen_video_jax import partitioning
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.stages.stage import Stage
-from imagen_video_jax.training.loop import TrainConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import make_train_step
+from imagen_video_jax.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ from experiments import defaults, scales
 from imagen_video_jax import chips, configs
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.stages.stage import Stage, StageConfig
-from imagen_video_jax.training.loop import TrainConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import initial_state
 from imagen_video_jax.training.step import make_train_step
+from imagen_video_jax.training.train_config import TrainConfig
 
 COUNTED = ("dot_general", "conv_general_dilated")
 

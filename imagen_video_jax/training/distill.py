@@ -23,10 +23,11 @@ from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.loss import loss_to_x
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.stages.stage import Stage, StageConfig, clipped, example_keys, named_key
-from imagen_video_jax.training.loop import TrainConfig, train
+from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.training.resume import as_dict
 from imagen_video_jax.training.step import Objective
+from imagen_video_jax.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,98 +21,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
-from imagen_video_jax.batch import Batch
 from imagen_video_jax.bundle import initial_params
-from imagen_video_jax.data.batches import evaluation_batches, open_batches
+from imagen_video_jax.data.batches import open_batches
 from imagen_video_jax.data.buckets import parse_sizes
 from imagen_video_jax.data.clips import ClipSpec
-from imagen_video_jax.data.sources import Source, open_source
+from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import DIVERGED, UserError
-from imagen_video_jax.partitioning import MeshShape
-from imagen_video_jax.stages.stage import Stage, StageConfig, named_key
-from imagen_video_jax.text.embed import EncoderConfig
+from imagen_video_jax.stages.stage import Stage, named_key
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training import guard
 from imagen_video_jax.training.agreement import facts
 from imagen_video_jax.training.goodput import Ledger
+from imagen_video_jax.training.looking import Looks
 from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar
-from imagen_video_jax.training.optimizer import OptimizerConfig, direction
+from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
 from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
-from imagen_video_jax.training.step import OWN_LOSS, Objective, StepConfig, batch_loss, loss_of, make_train_step
+from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
 from imagen_video_jax.training.stopping import Stop, StopNow
-from imagen_video_jax.training.watchdog import Deadlines
-from imagen_video_jax.video.files import write_video
-from imagen_video_jax.video.frames import to_uint8
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run.
-
-    Attributes:
-      stage, optimizer, step, mesh: see their classes.
-      sample_mesh: on which `plan` lays sampling.
-      data, validation: folders of captioned videos and images (validation may be empty: no held-out loss).
-      embeddings: embedding cache of their captions; without it they are embedded by `encoder` into the user cache.
-      steps: updates; `max_seconds` of training (compilation is not counted) end the run earlier and make the learning
-        rate decay over time (0: no limit).
-      batch_size, image_batch_size: clips and images per step (either may be 0).
-      crop: of clips whose aspect differs from the stage's, "centre", "random" or "pad" (black bars instead).
-      short: what a video that ends before the clip does is for: "repeat" its last frame, or "skip" it.
-      buckets: sizes like "24x40", "40x24" (height x width), each video trains at the one of the nearest aspect; empty
-        for the stage's own size alone.
-      bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
-      seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
-      init_from: workdir, or bundle, whose EMA weights start this run.
-      profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
-      deadlines: of the phases of the run, for the watchdog.
-      scale: name of the scale the config was made for; part of a workdir's identity.
-    """
-
-    stage: StageConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    step: StepConfig = StepConfig()
-    mesh: MeshShape = MeshShape()
-    sample_mesh: MeshShape = MeshShape()
-    data: str = ""
-    validation: str = ""
-    embeddings: str = ""
-    encoder: EncoderConfig = EncoderConfig()
-    steps: int = 1000
-    max_seconds: float = 0.0
-    batch_size: int = 16
-    image_batch_size: int = 8
-    crop: str = "centre"
-    short: str = "repeat"
-    buckets: tuple[str, ...] = ()
-    bad_share: float = 0.01
-    seed: int = 0
-    checkpoint_every: int = 1000
-    log_every: int = 10
-    sample_every: int = 0
-    evaluate_every: int = 0
-    keep: int = 3
-    init_from: str = ""
-    profile_steps: int = 0
-    deadlines: Deadlines = Deadlines()
-    scale: str = ""
-
-    def __post_init__(self):
-        at_least_one = ("steps", "checkpoint_every", "log_every", "keep")
-        for field in at_least_one:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("batch_size", "image_batch_size", "sample_every", "evaluate_every", "profile_steps"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
-        if self.batch_size + self.image_batch_size < 1:
-            raise ValueError("batch_size and image_batch_size are both 0: there is nothing to train on")
-        if not 0 <= self.bad_share <= 1:
-            raise ValueError(f"bad_share must be in [0, 1], got {self.bad_share}")
-        for height, width in parse_sizes(self.buckets):
-            dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
+from imagen_video_jax.training.train_config import TrainConfig
 
 
 def train(
@@ -147,8 +75,6 @@ class Stopped(Exception):
         self.state = state
 
 
-SHOWN = 4  # samples beside each other in a video of samples/
-
 # Why a run ends before its last step; the larger reason wins.
 GO_ON, OUT_OF_TIME, STOP = 0, 1, 2
 
@@ -170,6 +96,16 @@ class _Run:
         self._check_divisible()
         self._check_text()
         self.stage = Stage(config.stage)
+        self.looks = Looks(
+            config,
+            self.stage,
+            objective,
+            self.mesh,
+            source=self.source,
+            validation=self.validation,
+            embeddings=self.embeddings,
+            folder=workdir / "samples",
+        )
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
@@ -470,10 +406,10 @@ class _Run:
         config, step = self.config, pending[0]
         if config.evaluate_every and step % config.evaluate_every == 0 and self.validation:
             with self.ledger.during("look"):
-                self.writer.write(step, self._held_out_loss(state), kind="held_out")
+                self.writer.write(step, self.looks.held_out_loss(state), kind="held_out")
         if config.sample_every and step % config.sample_every == 0:
             with self.ledger.during("look"):
-                self._write_samples(state, step)
+                self.looks.write_samples(state, step)
         if step % config.checkpoint_every == 0 and step < config.steps:
             self._save(state, pending, seconds)
 
@@ -484,62 +420,6 @@ class _Run:
             jax.profiler.start_trace(str(self.workdir / "profile"))
         if self.config.profile_steps and step == self.start_step + 10 + self.config.profile_steps:
             jax.profiler.stop_trace()
-
-    # Looking at the model.
-
-    def _evaluation_batches(self, source: Source, size: int, frames: int):
-        stage = self.config.stage
-        return evaluation_batches(
-            source.videos,
-            ClipSpec(frames, stage.height, stage.width, stage.fps),
-            batch_size=size,
-            embeddings=self.embeddings,
-            text_length=stage.text_length,
-            slots=partitioning.batch_slots(self.mesh, size),
-        )
-
-    def _jit_look(self, function: Callable) -> Callable:
-        """A program whose results every process can read."""
-
-        def traced(*arguments):
-            with partitioning.activate(self.mesh):
-                return function(*arguments)
-
-        return jax.jit(traced, out_shardings=partitioning.replicated(self.mesh))
-
-    def _held_out_loss(self, state: TrainState) -> dict:
-        """Mean loss of the EMA weights over the validation clips, with fixed noise."""
-        if not hasattr(self, "_evaluate"):
-            self._evaluate = self._jit_look(
-                lambda params, frozen, batch, key: batch_loss(
-                    loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
-                )[1]
-            )
-        rows, key = [], jax.random.key(0)
-        size = max(self.config.batch_size, partitioning.batch_divisor(self.mesh))
-        with self._evaluation_batches(self.validation, size, self.config.stage.train_frames) as batches:
-            for number, batch in enumerate(batches):
-                batch = partitioning.put_batch(self.mesh, batch)
-                rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
-        return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
-
-    def _write_samples(self, state: TrainState, step: int) -> None:
-        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
-        divisor = partitioning.batch_divisor(self.mesh)
-        size = -(-SHOWN // divisor) * divisor
-        with self._evaluation_batches(self.validation or self.source, size, self.config.stage.frames) as batches:
-            batch = partitioning.put_batch(self.mesh, next(batches))
-        videos = self._sample(state.ema, batch)
-        if distributed.is_first():
-            folder = self.workdir / "samples"
-            folder.mkdir(exist_ok=True)
-            row = np.concatenate(list(to_uint8(videos[:SHOWN])), axis=2)
-            write_video(folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
-
-    def _sample(self, params, batch: Batch):
-        if not hasattr(self, "_sampler"):
-            self._sampler = self._jit_look(self.stage.sample_from_batch)
-        return self._sampler(params, batch)
 
     # Ending.
 

@@ -30,9 +30,9 @@ def train_all(layout: str, folder: pathlib.Path) -> dict[str, str]:
 
 def config_of(name: str, folder: pathlib.Path, **changes):
     from imagen_video_jax.partitioning import MeshShape
-    from imagen_video_jax.training.loop import TrainConfig
     from imagen_video_jax.training.optimizer import OptimizerConfig
     from imagen_video_jax.training.step import StepConfig
+    from imagen_video_jax.training.train_config import TrainConfig
     from tests.stages.stage_kinds import smallest
 
     stage = smallest(name)

@@ -19,7 +19,7 @@ from imagen_video_jax.training.distill import (
     rounds_of,
     student_stage,
 )
-from imagen_video_jax.training.loop import TrainConfig
+from imagen_video_jax.training.train_config import TrainConfig
 from imagen_video_jax.video.files import read_video
 from tests.stages.stage_kinds import NAMES, random_batch, smallest
 from tests.test_cli import SMALL, line_of, state_hashes

@@ -1,0 +1,98 @@
+"""What a run shows of its model on the way: the loss of held-out clips, and samples."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_video_jax import distributed, partitioning
+from imagen_video_jax.batch import Batch
+from imagen_video_jax.data.batches import evaluation_batches
+from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.sources import Source
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.text.embedding_cache import EmbeddingCache
+from imagen_video_jax.training.state import TrainState
+from imagen_video_jax.training.step import Objective, batch_loss, loss_of
+from imagen_video_jax.training.train_config import TrainConfig
+from imagen_video_jax.video.files import write_video
+from imagen_video_jax.video.frames import to_uint8
+
+SHOWN = 4  # samples beside each other in a video of samples/
+
+
+class Looks:
+    """Looks at a state's EMA weights; every process of a job takes part, the first one writes.
+
+    Args: source and validation (may be None) are the run's data, opened; samples go to `folder`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        objective: Objective,
+        mesh: Mesh,
+        *,
+        source: Source,
+        validation: Source | None,
+        embeddings: EmbeddingCache,
+        folder: pathlib.Path,
+    ):
+        self.config, self.stage, self.objective, self.mesh = config, stage, objective, mesh
+        self.source, self.validation, self.embeddings, self.folder = source, validation, embeddings, folder
+
+    def _evaluation_batches(self, source: Source, size: int, frames: int):
+        stage = self.config.stage
+        return evaluation_batches(
+            source.videos,
+            ClipSpec(frames, stage.height, stage.width, stage.fps),
+            batch_size=size,
+            embeddings=self.embeddings,
+            text_length=stage.text_length,
+            slots=partitioning.batch_slots(self.mesh, size),
+        )
+
+    def _jit_look(self, function: Callable) -> Callable:
+        """A program whose results every process can read."""
+
+        def traced(*arguments):
+            with partitioning.activate(self.mesh):
+                return function(*arguments)
+
+        return jax.jit(traced, out_shardings=partitioning.replicated(self.mesh))
+
+    def held_out_loss(self, state: TrainState) -> dict:
+        """Mean loss of the EMA weights over the validation clips, with fixed noise."""
+        if not hasattr(self, "_evaluate"):
+            self._evaluate = self._jit_look(
+                lambda params, frozen, batch, key: batch_loss(
+                    loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
+                )[1]
+            )
+        rows, key = [], jax.random.key(0)
+        size = max(self.config.batch_size, partitioning.batch_divisor(self.mesh))
+        with self._evaluation_batches(self.validation, size, self.config.stage.train_frames) as batches:
+            for number, batch in enumerate(batches):
+                batch = partitioning.put_batch(self.mesh, batch)
+                rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
+        return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
+
+    def write_samples(self, state: TrainState, step: int) -> None:
+        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
+        divisor = partitioning.batch_divisor(self.mesh)
+        size = -(-SHOWN // divisor) * divisor
+        with self._evaluation_batches(self.validation or self.source, size, self.config.stage.frames) as batches:
+            batch = partitioning.put_batch(self.mesh, next(batches))
+        videos = self._sample(state.ema, batch)
+        if distributed.is_first():
+            self.folder.mkdir(exist_ok=True)
+            row = np.concatenate(list(to_uint8(videos[:SHOWN])), axis=2)
+            write_video(self.folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
+
+    def _sample(self, params, batch: Batch):
+        if not hasattr(self, "_sampler"):
+            self._sampler = self._jit_look(self.stage.sample_from_batch)
+        return self._sampler(params, batch)

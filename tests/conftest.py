@@ -7,6 +7,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 import pathlib
+
+# Many tests compile the same small programs: whichever compiles one first does it for all, and for the next run.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled")
+)
+
 import subprocess
 import sys
 import zipfile

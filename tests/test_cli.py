@@ -101,7 +101,8 @@ def test_a_run_that_cannot_learn_goes_back_leaves_data_out_and_ends_with_exit_3(
     assert not checkpoint.committed_steps(tmp_path / "run" / "checkpoints")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped_in_a_row"] for row in rows if row["kind"] == "train"] == [1, 2]
-    assert [row["first_batch_left_out"] for row in rows if row["kind"] == "back"] == [0]
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [row["first_batch_left_out"] for row in events if row["kind"] == "back"] == [0]
 
 
 def test_three_stages_make_a_cascade_that_samples(world, tmp_path, capsys):

@@ -42,11 +42,13 @@ def stopped(stop: Stop) -> int:
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept in the user cache, so that running a command again starts at once."""
+    """Compiled programs are kept, so that running a command again starts at once: in JAX_COMPILATION_CACHE_DIR, or in
+    the user cache."""
     import jax
 
     from imagen_video_jax.storage import user_cache
 
     # Whether the folder can be written is not this command's business: jax warns and compiles.
-    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
     warnings.filterwarnings("ignore", message=".*compilation cache.*")

@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` (one object a line), TensorBoard events, and the progress bar."""
+"""Where numbers go: `metrics.jsonl` (losses), `events.jsonl` (everything else), TensorBoard, and the progress bar."""
 
 import contextlib
 import json
@@ -13,14 +13,17 @@ from tensorboardX import SummaryWriter
 from imagen_video_jax import storage
 
 
+LOSSES = ("train", "held_out")  # kinds of rows that have a loss: those of metrics.jsonl
+
+
 class MetricsWriter:
-    """Appends rows to DIR/metrics.jsonl and scalars to DIR/tensorboard; lines are flushed as they are written.
+    """Appends rows to DIR/metrics.jsonl or events.jsonl and scalars to DIR/tensorboard; lines are flushed at once.
 
     A disk that is full stops no training: it is said once, and the rows are lost.
     """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int):
-        self._path = workdir / "metrics.jsonl"
+        self._path, self._events = workdir / "metrics.jsonl", workdir / "events.jsonl"
         self._complained = False
         _cut_rows_after(self._path, start_step)
         self._file = open(self._path, "a")
@@ -32,8 +35,12 @@ class MetricsWriter:
         row = {"step": step, "kind": kind, "time": round(time.time(), 3)}
         row |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            if kind in LOSSES:
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+            else:
+                with open(self._events, "a") as file:
+                    file.write(json.dumps(row) + "\n")
             for name, value in ((n, v) for n, v in numbers.items() if math.isfinite(v)):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:

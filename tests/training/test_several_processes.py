@@ -18,9 +18,6 @@ from tests.text.fake_encoder import FakeEncoder, states_of
 from tests.training import one_process
 from tests.training.one_process import STAGES, STEPS
 
-# Twenty-one programs are compiled, three in each process.
-pytestmark = pytest.mark.slow
-
 
 def level(number: int) -> int:
     return 20 * number + 7
@@ -62,6 +59,7 @@ def results(folder):
     return found
 
 
+@pytest.mark.slow  # twenty-one programs are compiled, three in each process
 def test_losses_are_the_same(results, folder):
     for name in STAGES:
         read = {layout: read_rows(folder / f"{layout}-{name}" / "metrics.jsonl") for layout in results}
@@ -76,6 +74,7 @@ def test_losses_are_the_same(results, folder):
         assert rows["1x8"][-1]["loss"] != rows["1x8"][0]["loss"]
 
 
+@pytest.mark.slow  # twenty-one programs are compiled, three in each process
 def test_every_example_comes_with_its_own_caption(results):
     for layout in ("2x4", "4x2"):
         for result in results[layout]:
@@ -86,6 +85,7 @@ def test_every_example_comes_with_its_own_caption(results):
                 assert is_video == (number < 9)
 
 
+@pytest.mark.slow  # twenty-one programs are compiled, three in each process
 def test_a_checkpoint_of_one_layout_is_restored_by_the_others_byte_for_byte(results, folder):
     states = {layout: found[0]["states"] for layout, found in results.items()}
     for layout in ("2x4", "4x2"):

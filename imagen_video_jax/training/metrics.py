@@ -12,7 +12,6 @@ from tensorboardX import SummaryWriter
 
 from imagen_video_jax import storage
 
-
 LOSSES = ("train", "held_out")  # kinds of rows that have a loss: those of metrics.jsonl
 
 

@@ -47,9 +47,21 @@ def identity(config) -> dict[str, object]:
     }
 
 
+def _defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Paths of fields, as `flat` gives them, and their defaults."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _defaults(value, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            yield from flat(field.default, f"{prefix}{field.name}.")
+
+
 def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
     """UserError unless a checkpoint with this `meta` is of the same stage, scale and settings as `config`."""
-    stored, wanted = meta["identity"], identity(config)
+    # A field that a later version brought had its default before.
+    stored, wanted = dict(_defaults(config)) | meta["identity"], identity(config)
+    stored = {name: value for name, value in stored.items() if name in wanted or name in meta["identity"]}
     for field in ("stage.name", "scale"):
         if stored.get(field) != wanted.get(field):
             raise UserError(f"{workdir} belongs to {_title(stored)}, this is {_title(wanted)}; use another --workdir")

@@ -96,6 +96,8 @@ def _check_listed(folder: pathlib.Path, content: dict, sums: dict[str, str]) -> 
 
 def weights_sha256(folder: pathlib.Path, weights: str, sums: dict[str, str] | None = None) -> str:
     """What tells a stage's weights from any others: the sha256 of their file, or of those of their files in a row."""
+    if sums is None and (folder / CHECKSUMS).exists():
+        sums = _read_sums(folder)
     digests = [(sums or {}).get(name) or storage.sha256_file(folder / name) for name in shards(folder, weights)]
     if not digests:
         return (sums or {}).get(weights) or storage.sha256_file(folder / weights)

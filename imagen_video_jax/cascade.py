@@ -23,7 +23,8 @@ from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
 from imagen_video_jax.errors import DIVERGED, NO_CHECKPOINT, UserError
 from imagen_video_jax.models.video_unet import VideoUNetConfig
-from imagen_video_jax.stages.stage import Stage, StageConfig, check_sampler
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.stages.stage_config import StageConfig, check_sampler
 from imagen_video_jax.stages.tiles import WHOLE, Tiling
 from imagen_video_jax.text.embed import EncoderConfig, TextEncoder, open_encoder
 from imagen_video_jax.text.embedding_cache import check_same
@@ -40,7 +41,8 @@ class Member:
     stage: Stage
     params: dict
     checkpoint: str
-    sha256: str = ""  # of the checkpoint's manifest: which weights these are
+    sha256: str = ""  # which weights these are: of the checkpoint's manifest, or of the bundle's files
+    step: int = 0  # of its training
 
 
 def join(workdirs: Sequence[str], out: str | os.PathLike, *, students: Sequence[int] = ()) -> dict:
@@ -328,17 +330,18 @@ def read_members(
 
     def members():
         for entry, config in zip(stages, configs):
+            trained = int(entry.get("step") or 0)
             stage = Stage(config, WHOLE if config.kind == "base" else tiling)
             abstract = _placed(stage, mesh)
             if "bundle" in content:
                 params = bundle.read_weights(folder, entry["weights"], abstract)
-                yield Member(stage, params, entry["weights"])
+                yield Member(stage, params, entry["weights"], bundle.weights_sha256(folder, entry["weights"]), trained)
                 continue
             step = folder / entry["checkpoint"]
             if not step.is_dir():
                 raise UserError(f"{path} names checkpoint {step}, which does not exist; make the cascade anew")
             params = checkpoint.restore(checkpoint.verify(step), "ema", abstract)
-            yield Member(stage, params, entry["checkpoint"], storage.sha256_file(step / storage.MANIFEST))
+            yield Member(stage, params, entry["checkpoint"], storage.sha256_file(step / storage.MANIFEST), trained)
 
     return content, members()
 

@@ -22,7 +22,7 @@ from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.sweep import SweepConfig
-from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 from imagen_video_jax.text.embedding_cache import describe, user_folder
 from imagen_video_jax.training.distill import DistillConfig

@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh
 from imagen_video_jax import chips, memory_model, partitioning
 from imagen_video_jax.chips import Cost
 from imagen_video_jax.programs import abstract_batch, abstract_conditions, batch_sizes
-from imagen_video_jax.stages.stage import Stage, StageConfig
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of

@@ -4,7 +4,7 @@ import numpy as np
 
 from imagen_video_jax.data.clips import ClipSpec, cut_clip
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.video.cover import resize_uint8
 from imagen_video_jax.video.files import read_video, select_frames
 from imagen_video_jax.video.reading import read_media

@@ -17,8 +17,8 @@ from imagen_video_jax.errors import UserError
 from imagen_video_jax.estimating import Estimate, estimate_sample, estimate_train, stage_of
 from imagen_video_jax.functional import parameter_count
 from imagen_video_jax.partitioning import MESH_AXES, MeshShape
-from imagen_video_jax.programs import check_divisible, sample_program, train_program
-from imagen_video_jax.training.train_config import TrainConfig
+from imagen_video_jax.programs import sample_program, train_program
+from imagen_video_jax.training.train_config import TrainConfig, check_divisible
 
 MODES = ("train", "sample")
 

@@ -18,7 +18,7 @@ from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
 from imagen_video_jax.training.step import make_train_step
-from imagen_video_jax.training.train_config import TrainConfig
+from imagen_video_jax.training.train_config import TrainConfig, check_divisible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +119,3 @@ def abstract_conditions(config: TrainConfig, videos: int) -> dict[str, jax.Shape
         frames, height, width, _ = stage.input_size
         shapes["low_BTHWC"] = ((videos, frames, height, width, 3), np.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-
-
-def check_divisible(config: TrainConfig, mesh: Mesh) -> None:
-    """UserError where a batch cannot be laid over the mesh in equal parts."""
-    divisor = partitioning.batch_divisor(mesh) * config.step.accumulate
-    for field in ("batch_size", "image_batch_size"):
-        size = getattr(config, field)
-        if size % divisor:
-            raise UserError(f"{field} {size} must be divisible by {divisor} (data x fsdp devices x accumulation)")

@@ -109,7 +109,7 @@ def sample_with(
         missing = [chunk for chunk in chunks if not all(run.is_done(out, job) for job in chunk)]
         done = [job for chunk in chunks if chunk not in missing for job in chunk]
         storage.write_text(out / "samples.jsonl", _lines(done))
-        with _progress(cascade, run.start, run.stop, len(jobs), len(done)) as advance:
+        with _Progress(cascade, run.start, run.stop, len(jobs), len(done)) as advance:
             for chunk in missing:
                 run.make(out, chunk, size, advance)
                 with open(out / "samples.jsonl", "a") as file:
@@ -248,7 +248,7 @@ class _Run:
         }
 
 
-class _progress:
+class _Progress:
     """A bar for each stage, with its remaining time: a context that gives a function of (stage, videos made)."""
 
     def __init__(self, cascade: Cascade, start: int, stop: int, total: int, done: int):

@@ -93,6 +93,14 @@ def test_a_bundle_gives_the_same_pixels(world, videos):
     np.testing.assert_array_equal(sampled(world / "bundle" / "cascade.json"), videos)
 
 
+def test_a_bundle_says_which_weights_it_holds(world):
+    sums = bundle._read_sums(world / "bundle")
+    _, members = read_members(world / "bundle")
+    assert [member.sha256 for member in members] == [
+        sums[f"{name}/model.safetensors"] for name in (FIRST, "2_temporal_sr_32f_24x40")
+    ]
+
+
 def test_a_bundle_is_safetensors_json_and_a_card_that_name_no_path_of_this_machine(world):
     folder = world / "bundle"
     files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}

@@ -81,6 +81,7 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "gke", "--", "trian"], "trian"),
         (["--platform", "gke", "--", *TRAIN, "--config.stpes=3"], "did you mean 'steps'"),
         (["--platform", "gke", "--", "export", "--cascade", "x", "--out", "y", "--oops"], "--oops"),
+        (["--platform", "gke", "--", "evaluate", "--generated", "x", "--oops"], "unknown argument '--oops'"),
         (["--platform", "gke"], "name the command after --"),
         (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
         (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),

@@ -27,7 +27,8 @@ import numpy as np
 from experiments import defaults, scales
 from imagen_video_jax import chips, configs
 from imagen_video_jax.batch import Batch
-from imagen_video_jax.stages.stage import Stage, StageConfig
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import initial_state
 from imagen_video_jax.training.step import make_train_step

@@ -66,6 +66,8 @@ def _check_command(arguments) -> None:
     except SystemExit:
         raise UserError("--help and --version are no jobs") from None
     if rest:
+        if not parsed.config:
+            raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {arguments.words[0]} --help")
         from imagen_video_jax import configs
 
         configs.load(parsed.config, rest)

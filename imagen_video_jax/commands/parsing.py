@@ -24,7 +24,18 @@ def numbers(name: str, text: str | None, kind) -> tuple:
         raise UserError(f"{name} must be a number, or one per stage with commas, got {text!r}") from None
 
 
-def at_least_zero(text: str) -> int:
+def add_restarts(parser) -> None:
+    """--restarts, of commands that the watchdog watches."""
+    parser.add_argument(
+        "--restarts",
+        type=_at_least_zero,
+        default=0,
+        metavar="N",
+        help="start again, at most N times, after a crash, a hang or a save on SIGTERM",
+    )
+
+
+def _at_least_zero(text: str) -> int:
     """The type of an argument that counts."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")

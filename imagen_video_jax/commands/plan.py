@@ -15,7 +15,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--mode", default="train", choices=("train", "sample"), help="a step, or one denoiser call")
     parser.add_argument("--videos", type=int, default=0, help="sampled at once; default: one on each part of the batch")
     parser.add_argument("--price", type=float, help="of a chip for an hour")
-    parser.add_argument("--quick", action="store_true", help="estimate in seconds, without the TPU compiler; also GPUs")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="estimate without the TPU compiler (seconds; paper stages a minute or two); also GPUs",
+    )
     parser.add_argument("--json", action="store_true", help="one object on stdout")
     parser.epilog = "Any field of the config is set as --config.FIELD=VALUE, e.g. --config.step.accumulate=4."
 

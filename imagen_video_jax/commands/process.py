@@ -6,8 +6,9 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 
-from imagen_video_jax.errors import STOPPED_AFTER_SAVING
+from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
 from imagen_video_jax.training.stopping import Stop
 
 
@@ -32,13 +33,20 @@ def stop_on_sigterm():
         signal.signal(signal.SIGTERM, previous)
 
 
-def stopped(stop: Stop) -> int:
-    """The exit code after a stop; ends the process here where a compilation would keep it for minutes."""
-    if stop.left_running:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STOPPED_AFTER_SAVING)
-    return STOPPED_AFTER_SAVING
+def unless_stopped(work: Callable[[Stop], object]) -> int:
+    """Runs `work`, which raises Stopped once it saved what it was asked to stop with SIGTERM; the exit code."""
+    from imagen_video_jax.training.loop import Stopped
+
+    with stop_on_sigterm() as stop:
+        try:
+            work(stop)
+        except Stopped:
+            if stop.left_running:  # a compilation, which would keep this process for minutes
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(STOPPED_AFTER_SAVING)
+            return STOPPED_AFTER_SAVING
+    return DONE
 
 
 def use_compilation_cache() -> None:

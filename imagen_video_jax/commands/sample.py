@@ -10,7 +10,7 @@ TEXT = "Write one mp4 per prompt and number."
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--cascade", required=True, metavar="FILE", help="cascade.json")
+    parser.add_argument("--cascade", required=True, metavar="FILE", help="cascade.json, or the folder of a bundle")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line")
     parser.add_argument("--out", required=True, metavar="DIR")

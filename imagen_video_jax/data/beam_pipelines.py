@@ -48,6 +48,8 @@ def embed(data: list[str], cache: pathlib.Path, config: EncoderConfig, options: 
         storage.write_json(cache / _UNITS / f"{unit.name}.json", list(unit.captions))
     names = [unit.name for unit in job.units if not (cache / unit.name).exists()]
     _run(options, names, functools.partial(_embed_group, cache, config), group=1)
+    if any(not (cache / unit.name).exists() for unit in job.units):
+        raise UserError(f"another process is at units of {cache}; run the same command again when it has ended", FAILED)
     embed_captions.finish(job)
     for unit in job.units:
         (cache / _UNITS / f"{unit.name}.json").unlink(missing_ok=True)

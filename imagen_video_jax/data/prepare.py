@@ -65,7 +65,7 @@ def prepare(
         _check_same(out, work, source, settings)
         listing = list_source(source)
         _check_readable(source, listing)
-        if elsewhere and (missing := _without_verdict(listing, work)):
+        if elsewhere and (missing := _without(_known_verdicts(listing, work), listing)):
             elsewhere(source, [example.id for example in missing], settings, work)
         verdicts = _examine_all(listing, settings, work, workers or os.cpu_count() or 1, progress)
         entries, problems, duplicates = _plan(source, listing, verdicts)
@@ -133,7 +133,8 @@ def _is_media(problem: Problem) -> bool:
 
 def _examine_all(listing, settings, work, workers, progress) -> dict[int, Verdict]:
     """{number of the example: verdict}, from the journals where the file is still as it was."""
-    verdicts, missing = _known_verdicts(listing, work), _without_verdict(listing, work)
+    verdicts = _known_verdicts(listing, work)
+    missing = _without(verdicts, listing)
     journal = work / "journal.jsonl"
     _end_last_line(journal)
     with open(journal, "a", encoding="utf-8") as file:
@@ -170,9 +171,8 @@ def _known_verdicts(listing: Listing, work: pathlib.Path) -> dict[int, Verdict]:
     return {number: known[key] for number, key in keys.items() if key in known and _still_there(known[key], work)}
 
 
-def _without_verdict(listing: Listing, work: pathlib.Path) -> list[Example]:
-    known = _known_verdicts(listing, work)
-    return [example for example in listing.examples if example.id not in known]
+def _without(verdicts: dict[int, Verdict], listing: Listing) -> list[Example]:
+    return [example for example in listing.examples if example.id not in verdicts]
 
 
 def _stamp(example: Example) -> str:

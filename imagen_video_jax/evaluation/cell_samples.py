@@ -20,7 +20,7 @@ from imagen_video_jax.errors import DIVERGED, NO_CHECKPOINT, UserError
 from imagen_video_jax.evaluation import steadiness
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.scenes import Prompts
-from imagen_video_jax.evaluation.sweep import Cell, SweepConfig, Trained, committed, digest_of
+from imagen_video_jax.evaluation.sweep import Cell, SweepConfig, Trained, digest_of
 from imagen_video_jax.video.files import write_video
 
 SECONDS, SHIFTS = "seconds-1", "colour_shift-1"  # kept like features: time per sample, colour shift per stage
@@ -45,9 +45,15 @@ class CellSampler:
             raise UserError(
                 "--config.vary=all sweeps no checkpoints; name one stage, or leave --config.checkpoints out"
             )
-        folders = [self.root.parent / member.checkpoint for member in self.cascade.members[: self.stop]]
-        self.digests = [committed(folder) for folder in folders]
-        self.folders = folders
+        own = self.root if self.root.is_dir() else self.root.parent
+        self.folders = [own / member.checkpoint for member in self.cascade.members[: self.stop]]
+        self.digests = [member.sha256 for member in self.cascade.members[: self.stop]]
+        bundled = any(folder.is_file() for folder in self.folders)
+        if bundled and (set(config.checkpoints) != {"cascade"} or not all(config.ema)):
+            raise UserError(
+                f"{self.root} is a bundle, which holds one checkpoint of EMA weights: leave --config.checkpoints and "
+                "--config.ema out"
+            )
         self._loaded: tuple | None = None
 
     @property
@@ -60,7 +66,7 @@ class CellSampler:
         return self.swept[0]
 
     def own_checkpoint(self) -> Trained:
-        return Trained("", int(self.folders[self.main].name), self.digests[self.main])
+        return Trained("", self.cascade.members[self.main].step, self.digests[self.main])
 
     def key(self, cell: Cell) -> str:
         """Names what the samples of a cell depend on."""

@@ -22,7 +22,8 @@ from imagen_video_jax.diffusion import distillation, guidance
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.loss import loss_to_x
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.stages.stage import Stage, StageConfig, clipped, example_keys, named_key
+from imagen_video_jax.stages.stage import Stage, clipped, example_keys, named_key
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.training.resume import as_dict
@@ -221,10 +222,8 @@ def distillation_loss(config, guided, teacher, stage, params, frozen, batch, key
 
 
 def guided_estimate(teacher: Stage, params, z, logsnr_B, conditions, weight_B):
-    """(1 + w) c - w u of a stage that is no student, in one doubled batch, a weight per example."""
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conditions, conditions.unconditional())
-    doubled, levels = jnp.concatenate([z, z]), jnp.concatenate([logsnr_B, logsnr_B])
-    conditional, unconditional = jnp.split(teacher.estimate(params, doubled, levels, both), 2)
+    """(1 + w) c - w u of a stage that is no student, a weight per example."""
+    conditional, unconditional = teacher.estimates(params, z, logsnr_B, conditions, conditions.unconditional())
     weight = weight_B.reshape((-1,) + (1,) * (z.ndim - 1))
     return guidance.guide(conditional=conditional, unconditional=unconditional, weight=weight)
 

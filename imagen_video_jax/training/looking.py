@@ -65,7 +65,9 @@ class Looks:
         return jax.jit(traced, out_shardings=partitioning.replicated(self.mesh))
 
     def held_out_loss(self, state: TrainState) -> dict:
-        """Mean loss of the EMA weights over the validation clips, with fixed noise."""
+        """Mean loss of the EMA weights over the validation clips, with fixed noise; {} where there are none."""
+        if not (self.validation and self.validation.videos):
+            return {}
         if not hasattr(self, "_evaluate"):
             self._evaluate = self._jit_look(
                 lambda params, frozen, batch, key: batch_loss(
@@ -81,10 +83,13 @@ class Looks:
         return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
 
     def write_samples(self, state: TrainState, step: int) -> None:
-        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4."""
+        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4. Without videos, nothing."""
+        source = next((source for source in (self.validation, self.source) if source and source.videos), None)
+        if source is None:
+            return
         divisor = partitioning.batch_divisor(self.mesh)
         size = -(-SHOWN // divisor) * divisor
-        with self._evaluation_batches(self.validation or self.source, size, self.config.stage.frames) as batches:
+        with self._evaluation_batches(source, size, self.config.stage.frames) as batches:
             batch = partitioning.put_batch(self.mesh, next(batches))
         videos = self._sample(state.ema, batch)
         if distributed.is_first():

@@ -40,7 +40,7 @@ from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
 from imagen_video_jax.training.stopping import Stop, StopNow
-from imagen_video_jax.training.train_config import TrainConfig
+from imagen_video_jax.training.train_config import TrainConfig, check_divisible
 
 
 def train(
@@ -93,7 +93,7 @@ class _Run:
         distributed.agree(self._open_data)
         self.meta = self._find_start()
         self.mesh = partitioning.make_mesh(config.mesh)
-        self._check_divisible()
+        check_divisible(config, self.mesh)
         self._check_text()
         self.stage = Stage(config.stage)
         self.looks = Looks(
@@ -109,7 +109,7 @@ class _Run:
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
-        self.step, self.safe = self.start_step, {}
+        self.step, self.safe, self.compiled = self.start_step, {}, set()
         self.roll_backs, self.left_out = 0, (self.meta or {}).get("left_out", 0)
         self.ending = GO_ON
         account = workdir / "goodput.json" if distributed.is_first() else None
@@ -180,14 +180,16 @@ class _Run:
                     self.ending = STOP
                     return state
             else:
-                self.ledger.enter("step")
+                self.ledger.enter("step" if _shapes(batch) in self.compiled else "compile")
                 state, metrics, ending = self.train_step(state, batch, self.key, own)
+            self.compiled.add(_shapes(batch))
             self.step = step = step + 1
             self._read(pending)
             pending = (step, metrics)
             self.bar.update(self.task, completed=step, note=self._note(batches))
             self._profile(step)
             self._between_steps(state, pending, elapsed)
+        self._end_trace()  # of a run that ended before its last step to trace
         self._read(pending, last=True)
         if pending is not None:
             self._save(state, pending, self._seconds(), wait=True)
@@ -256,13 +258,6 @@ class _Run:
             params = initial_params(self.config.init_from, self.config.stage.name, abstract.params)
             state = _starting_from(params, state)
         return dataclasses.replace(state, frozen=self.objective.frozen(self.mesh))
-
-    def _check_divisible(self) -> None:
-        divisor = partitioning.batch_divisor(self.mesh) * self.config.step.accumulate
-        for field in ("batch_size", "image_batch_size"):
-            size = getattr(self.config, field)
-            if size % divisor:
-                raise UserError(f"{field} {size} must be divisible by {divisor} (data x fsdp devices x accumulation)")
 
     def _check_text(self) -> None:
         """Finds a wrong or incomplete embedding cache before anything is compiled."""
@@ -404,9 +399,10 @@ class _Run:
 
     def _between_steps(self, state: TrainState, pending, seconds: float) -> None:
         config, step = self.config, pending[0]
-        if config.evaluate_every and step % config.evaluate_every == 0 and self.validation:
+        if config.evaluate_every and step % config.evaluate_every == 0:
             with self.ledger.during("look"):
-                self.writer.write(step, self.looks.held_out_loss(state), kind="held_out")
+                if losses := self.looks.held_out_loss(state):
+                    self.writer.write(step, losses, kind="held_out")
         if config.sample_every and step % config.sample_every == 0:
             with self.ledger.during("look"):
                 self.looks.write_samples(state, step)
@@ -418,7 +414,15 @@ class _Run:
             return
         if self.config.profile_steps and step == self.start_step + 10:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        if self.config.profile_steps and step == self.start_step + 10 + self.config.profile_steps:
+            self.tracing = True
+        if self.tracing and step >= self.start_step + 10 + self.config.profile_steps:
+            self._end_trace()
+
+    tracing = False
+
+    def _end_trace(self) -> None:
+        if self.tracing:
+            self.tracing = False
             jax.profiler.stop_trace()
 
     # Ending.
@@ -452,6 +456,11 @@ class _Run:
 
 def _starting_from(params, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+
+
+def _shapes(batch: dict) -> tuple:
+    """What a program is compiled for: with buckets, a step may have another one's sizes."""
+    return tuple(part.video_BTHWC.shape for part in batch.values())
 
 
 class _Diverged(Exception):

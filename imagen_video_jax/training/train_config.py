@@ -2,9 +2,12 @@
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from imagen_video_jax.data.buckets import parse_sizes
-from imagen_video_jax.partitioning import MeshShape
-from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.partitioning import MeshShape, batch_divisor
+from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.text.embed import EncoderConfig
 from imagen_video_jax.training.optimizer import OptimizerConfig
 from imagen_video_jax.training.step import StepConfig
@@ -77,3 +80,12 @@ class TrainConfig:
             raise ValueError(f"bad_share must be in [0, 1], got {self.bad_share}")
         for height, width in parse_sizes(self.buckets):
             dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
+
+
+def check_divisible(config: TrainConfig, mesh: Mesh) -> None:
+    """UserError where a batch cannot be laid over the mesh in equal parts."""
+    divisor = batch_divisor(mesh) * config.step.accumulate
+    for field in ("batch_size", "image_batch_size"):
+        size = getattr(config, field)
+        if size % divisor:
+            raise UserError(f"{field} {size} must be divisible by {divisor} (data x fsdp devices x accumulation)")

@@ -107,6 +107,17 @@ def test_twelve_cells_killed_twice_have_a_row_each_and_nothing_is_sampled_twice(
     assert len(list((tmp_path / "out" / row["samples"]).glob("*.mp4"))) == SIZE
 
 
+def test_a_bundle_is_evaluated_like_the_cascade_it_was_exported_from(world, tmp_path, capsys):
+    assert main(["export", "--cascade", str(world / "base.json"), "--out", str(tmp_path / "bundle")]) == 0
+    assert run(world, tmp_path / "own") == 0
+    assert run(world, tmp_path / "out", cascade=tmp_path / "bundle") == 0
+    own, (row,) = rows_of(tmp_path / "own")[0], rows_of(tmp_path / "out")
+    assert (row["step"], row["metrics"]["motion"]) == (3, own["metrics"]["motion"])
+    capsys.readouterr()
+    assert run(world, tmp_path / "no", cascade=tmp_path / "bundle", ema="(True,False)") == 2
+    assert "is a bundle" in capsys.readouterr().err
+
+
 def test_stages_colour_shift_losses_and_the_report(world, tmp_path):
     out = tmp_path / "out"
     wanted = {"cascade": world / "cascade.json", "guidance": "(0,2)", "loss_clips": 2, "batch": 2, "metrics": "()"}

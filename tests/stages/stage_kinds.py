@@ -7,7 +7,7 @@ import numpy as np
 from experiments import defaults, scales
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.configs import to_dataclass
-from imagen_video_jax.stages.stage import StageConfig
+from imagen_video_jax.stages.stage_config import StageConfig
 
 
 def tiny(name: str, **changes) -> StageConfig:

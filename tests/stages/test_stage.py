@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from imagen_video_jax.functional import parameter_count
-from imagen_video_jax.stages.stage import Conditions, Stage, StageConfig
+from imagen_video_jax.stages.stage import Conditions, Stage
+from imagen_video_jax.stages.stage_config import StageConfig
 from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
-from imagen_video_jax.stages.stage import Stage, check_sampler
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.stages.stage_config import check_sampler
 from imagen_video_jax.training import loop
 from imagen_video_jax.training.distill import (
     DistillConfig,

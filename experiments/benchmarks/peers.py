@@ -86,7 +86,7 @@ def ours(video: np.ndarray, text: np.ndarray):
         text_attention=(False, True, True),
         temporal=("attention",) * 3,
         text_width=TEXT,
-        embedding_width=256,
+        embedding_width=576,
         head_width=64,
     )
     network = functional.split(lambda rngs: VideoUNet(rngs, config))

@@ -18,6 +18,7 @@ from imagen_video_jax.commands import (
     sample,
     train,
 )
+from imagen_video_jax.commands.process import keep_freed_memory
 from imagen_video_jax.errors import DONE, UserError
 from imagen_video_jax.training import watchdog
 
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments is None and getattr(parsed.command, "WATCHED", False) and not watchdog.connect():
             command = [sys.executable, "-m", "imagen_video_jax", *sys.argv[1:]]
             return watchdog.supervise(command, restarts=parsed.restarts)
+        if arguments is None:
+            keep_freed_memory()
         return parsed.command.run(parsed, rest) or DONE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,9 +15,9 @@ import pathlib
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.text import weight_store
 from imagen_video_jax.text.stored_array import StoredArray
 
 DTYPES = {
@@ -29,15 +29,18 @@ _LONGEST_HEADER = 100 << 20  # the format's own limit
 _READ = 32 << 20  # bytes read at once where only some columns are wanted
 
 
-def parse_header(head: bytes, size: int) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], dict[str, str]]:
+Place = tuple[np.dtype, tuple[int, ...], int]  # of an array: its type, its shape, where in the file it begins
+
+
+def parse_header(head: bytes, size: int | None) -> tuple[dict[str, Place], dict[str, str]]:
     """{name: (dtype, shape, position in the file)} and the metadata; ValueError says what is wrong.
 
     Args:
       head: the first bytes of the file, the whole header among them.
-      size: of the file, in bytes.
+      size: of the file, in bytes; None where it is not known, and not checked.
     """
     length = int.from_bytes(head[:8], "little")
-    if len(head) < 8 or length > min(_LONGEST_HEADER, size - 8):
+    if len(head) < 8 or length > min(_LONGEST_HEADER, (size or len(head)) - 8):
         raise ValueError("it does not begin with a safetensors header, or is cut")
     header = json.loads(head[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
@@ -56,20 +59,17 @@ def parse_header(head: bytes, size: int) -> tuple[dict[str, tuple[np.dtype, tupl
         if begin != end:
             raise ValueError(f"its arrays overlap or leave a hole at byte {8 + length + min(begin, end)}")
         end = stop
-    if 8 + length + end != size:
+    if size is not None and 8 + length + end != size:
         raise ValueError(f"{size} bytes, expected {8 + length + end}")
     return arrays, metadata
 
 
 def open_file(path) -> dict[str, StoredArray]:
     """The arrays of one file; UserError where it is no safetensors file, or cut."""
-    path = epath.Path(path)
     try:
-        size = path.stat().length
-        with path.open("rb") as file:
-            head = file.read(8)
-            head += file.read(min(int.from_bytes(head, "little"), _LONGEST_HEADER, size))
-        header, _ = parse_header(head, size)
+        size = weight_store.size(path)
+        length = int.from_bytes(weight_store.read(path, 0, 8), "little")
+        header, _ = parse_header(weight_store.read(path, 0, 8 + min(length, _LONGEST_HEADER)), size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"cannot read weights {path}: {error}") from None
     return {
@@ -80,36 +80,34 @@ def open_file(path) -> dict[str, StoredArray]:
 
 def open_index(path) -> dict[str, StoredArray]:
     """The arrays of the shards that `*.safetensors.index.json` names; all must lie beside it."""
-    path = epath.Path(path)
+    folder, name = os.path.split(path)
     try:
-        places = json.loads(path.read_text())["weight_map"]
+        places = json.loads(weight_store.read(path))["weight_map"]
         shards = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no index of safetensors files: {error}") from None
     arrays = {}
     for shard in shards:
-        if not isinstance(shard, str) or shard != epath.Path(shard).name or shard in ("", ".", ".."):
+        if not isinstance(shard, str) or shard != pathlib.PurePath(shard).name or shard in ("", ".", ".."):
             raise UserError(f"{path} names {shard!r}, which is outside its folder; only files beside it are read")
-        if not (path.parent / shard).exists():
+        if not weight_store.exists(os.path.join(folder, shard)):
             raise UserError(f"{path} names {shard}, which is missing beside it; fetch all files of the model")
-        arrays[shard] = open_file(path.parent / shard)
+        arrays[shard] = open_file(os.path.join(folder, shard))
     lost = [name for name, shard in places.items() if name not in arrays[shard]]
     if lost:
-        raise UserError(f"{path.parent / places[lost[0]]} has no array {lost[0]}, which {path.name} says it holds")
+        shard = os.path.join(folder, places[lost[0]])
+        raise UserError(f"{shard} has no array {lost[0]}, which {name} says it holds")
     return {name: arrays[shard][name] for name, shard in places.items()}
 
 
 def files_of(folder: str) -> list[str]:
     """safetensors files and their indices in a folder."""
-    try:
-        return sorted(os.fspath(file) for file in epath.Path(folder).glob("*.safetensors*"))
-    except ImportError as error:
-        raise UserError(f"{folder} cannot be listed ({error}); install gcsfs, or copy the files here") from None
+    return [os.path.join(folder, name) for name in weight_store.names_in(folder) if ".safetensors" in name]
 
 
 def local_files(path: str) -> list[pathlib.Path]:
     """What `open_file` or `open_index` reads of `path`; nothing where it is in a bucket."""
-    if path.startswith("gs://"):
+    if weight_store.in_bucket(path):
         return []
     names = json.loads(pathlib.Path(path).read_text())["weight_map"].values() if path.endswith(".json") else ()
     return [pathlib.Path(path), *(pathlib.Path(path).parent / name for name in sorted(set(names)))]
@@ -142,13 +140,11 @@ def _read(path, position: int, dtype: np.dtype, shape: tuple[int, ...], block: t
     row = math.prod(shape[1:]) * dtype.itemsize
     step = max(_READ // max(row, 1), 1)
     out = np.empty([last - first, *(part.stop - part.start for part in columns)], dtype)
-    with path.open("rb") as file:
-        for begin in range(first, last, step):
-            end = min(begin + step, last)
-            file.seek(position + begin * row)
-            data = file.read((end - begin) * row)
-            if len(data) != (end - begin) * row:
-                raise UserError(f"{path} is cut: it ends inside an array")
-            rows = np.frombuffer(data, dtype).reshape(end - begin, *shape[1:])
-            out[begin - first : end - first] = rows[:, *columns]
+    for begin in range(first, last, step):
+        end = min(begin + step, last)
+        data = weight_store.read(path, position + begin * row, position + end * row)
+        if len(data) != (end - begin) * row:
+            raise UserError(f"{path} is cut: it ends inside an array")
+        rows = np.frombuffer(data, dtype).reshape(end - begin, *shape[1:])
+        out[begin - first : end - first] = rows[:, *columns]
     return out

@@ -5,6 +5,7 @@ or `T5ForConditionalGeneration`. The sizes are read from the weights. Decoders a
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -12,11 +13,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from etils import epath
 
 from imagen_video_jax import functional, partitioning, storage
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.text import safetensors_format, t5x_format
+from imagen_video_jax.text import safetensors_format, t5x_format, weight_store
 from imagen_video_jax.text.stored_array import StoredArray
 from imagen_video_jax.text.t5_encoder import MAX_DISTANCE, T5Config, T5Encoder
 
@@ -148,7 +148,11 @@ def open_weights(path: str | os.PathLike) -> T5Weights:
       UserError: nothing there, or another kind of checkpoint, which is named; what `T5Weights` finds.
     """
     path = os.fspath(path)
-    if not path.startswith("gs://"):
+    if weight_store.in_bucket(path):
+        if path.endswith((".json", ".safetensors")):
+            return _open_safetensors(path)
+        path = path.rstrip("/").removesuffix(f"/{t5x_format.FILE}")
+    else:
         if not os.path.exists(path):
             raise UserError(f"no such weights: {path}")
         if os.path.isfile(path):
@@ -166,8 +170,10 @@ def open_weights(path: str | os.PathLike) -> T5Weights:
         return _open_safetensors(chosen[0])
     if chosen:
         raise UserError(f"{path} holds {len(chosen)} safetensors files without one index; name the file that is meant")
-    what = _other_kind(path, _OTHER_KINDS) if os.path.isdir(path) else None
+    what = None if weight_store.in_bucket(path) else _other_kind(path, _OTHER_KINDS)
     looked = f"looked for {t5x_format.FILE}, checkpoint_STEP and *.safetensors"
+    if weight_store.in_bucket(path):
+        looked += "; there is no such bucket or folder, or this account may not list it"
     raise UserError(f"{path} holds no T5 weights: {what or looked}")
 
 
@@ -191,17 +197,20 @@ def _open_t5x(path: str) -> T5Weights:
 
 
 def _open_safetensors(path: str) -> T5Weights:
-    _check_kind(epath.Path(path).parent / "config.json")
+    _check_kind(os.path.join(os.path.dirname(path), "config.json"))
     open_ = safetensors_format.open_index if path.endswith(".json") else safetensors_format.open_file
     arrays = open_(path)
     return T5Weights(path, arrays, _HUGGING_FACE, safetensors_format.local_files(path))
 
 
-def _check_kind(config: epath.Path) -> None:
+def _check_kind(config: str) -> None:
     """Refuses relatives of T5 whose arrays look alike but mean something else."""
-    if not config.exists():
+    if not weight_store.exists(config):
         return
-    values = storage.read_json(config)
+    try:
+        values = json.loads(weight_store.read(config))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {config}: {error}") from None
     known = {
         "feed_forward_proj": ("relu", "gated-gelu"),
         "relative_attention_max_distance": (MAX_DISTANCE,),

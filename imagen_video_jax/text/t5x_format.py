@@ -19,6 +19,7 @@ import tensorstore as ts
 from flax import serialization
 
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.text import weight_store
 from imagen_video_jax.text.stored_array import StoredArray
 
 FILE = "checkpoint"
@@ -29,10 +30,7 @@ _OLD_SPEC = {"driver", "path", "metadata"}  # before T5X 0.1.14
 
 def newest(folder: str) -> str | None:
     """The folder of the last finished checkpoint inside a model's folder, or None."""
-    if folder.startswith("gs://"):
-        names = {key.decode().split("/")[0] for key in _store(folder).list().result()}
-    else:
-        names = {path.name for path in pathlib.Path(folder).iterdir()}
+    names = weight_store.names_in(folder)
     steps = {int(match[1]): name for name in names if (match := _STEP.match(name))}
     return f"{folder.rstrip('/')}/{steps[max(steps)]}" if steps else None
 
@@ -47,7 +45,7 @@ class T5XCheckpoint:
     def __init__(self, path: str, wanted: tuple[str, ...]):
         """`path` is the checkpoint's folder, or its msgpack file alone; UserError where it is none."""
         self.path = path
-        self._single = not path.startswith("gs://") and os.path.isfile(path)
+        self._single = os.path.isfile(path)
         parameters = dict(_flat(_target(self._msgpack(), self._msgpack_path), ()))
         self._folders: dict[str, str] = {}
         pending, self.arrays = {}, {}
@@ -67,7 +65,7 @@ class T5XCheckpoint:
     @property
     def files(self) -> list[pathlib.Path]:
         """The files that the arrays are read from; none where they are in a bucket."""
-        if self.path.startswith("gs://"):
+        if weight_store.in_bucket(self.path):
             return []
         folders = [pathlib.Path(self.path) / self._folders[name] for name in sorted(self._folders)]
         return [pathlib.Path(self._msgpack_path), *(file for f in folders for file in sorted(f.iterdir()))]
@@ -77,10 +75,7 @@ class T5XCheckpoint:
         return self.path if self._single else f"{self.path.rstrip('/')}/{FILE}"
 
     def _msgpack(self) -> dict:
-        if self._single:
-            raw = pathlib.Path(self.path).read_bytes()
-        else:
-            raw = _store(self.path).read(FILE).result().value
+        raw = weight_store.read(self._msgpack_path)
         if raw.startswith(b"model_checkpoint_path"):
             raise UserError(f"{self._msgpack_path} belongs to a TensorFlow checkpoint; T5X checkpoints are wanted")
         try:
@@ -94,13 +89,15 @@ class T5XCheckpoint:
 
     def _spec(self, name: str) -> dict:
         # Without `fill_missing_data_reads: False` a lost chunk would be read as zeros.
-        kvstore = store_spec(f"{self.path.rstrip('/')}/{self._folders[name]}")
+        kvstore = weight_store.store_spec(f"{self.path.rstrip('/')}/{self._folders[name]}")
         return {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
 
     def _stored(self, name: str, future) -> StoredArray:
         try:
             array = future.result()
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
+            if (trouble := weight_store.trouble(self.path, error)) is not None:
+                raise trouble from None
             reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be opened: {_reason(error)}"
             raise UserError(f"{self.path}: array {self._folders[name]} {reason}") from None
 
@@ -108,28 +105,16 @@ class T5XCheckpoint:
             try:
                 return np.asarray(array[block].read().result())
             except ValueError as error:
+                if (trouble := weight_store.trouble(self.path, error)) is not None:
+                    raise trouble from None
                 raise UserError(f"{self.path}: array {self._folders[name]} is damaged: {_reason(error)}") from None
 
         return StoredArray(name, tuple(array.shape), array.dtype.numpy_dtype, read)
 
 
-def store_spec(folder: str) -> dict:
-    """TensorStore's key-value store of a local folder or gs://bucket/path."""
-    if folder.startswith("gs://"):
-        bucket, _, path = folder.removeprefix("gs://").partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": path.rstrip("/") + "/"}
-    return {"driver": "file", "path": os.path.abspath(folder) + "/"}
-
-
-def _store(folder: str) -> ts.KvStore:
-    return ts.KvStore.open(store_spec(folder)).result()
-
-
 def holds_checkpoint(folder: str) -> bool:
     """Whether the folder itself holds a checkpoint's msgpack file."""
-    if folder.startswith("gs://"):
-        return _store(folder).read(FILE).result().state == "value"
-    return (pathlib.Path(folder) / FILE).is_file()
+    return weight_store.exists(f"{folder.rstrip('/')}/{FILE}")
 
 
 def _target(content: dict, path: str) -> dict:

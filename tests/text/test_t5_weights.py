@@ -13,7 +13,7 @@ import pytest
 from imagen_video_jax import partitioning
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import MeshShape
-from imagen_video_jax.text import safetensors_format, t5x_format
+from imagen_video_jax.text import safetensors_format
 from imagen_video_jax.text.t5_encoder import T5Config
 from imagen_video_jax.text.t5_weights import open_weights
 from tests.text.t5_checkpoints import (
@@ -159,11 +159,6 @@ def test_the_same_weights_have_the_same_hash_in_every_packaging(tmp_path, monkey
     assert open_weights(write_t5x(tmp_path / "e", changed)).content_hash() != first
     monkeypatch.setattr(weights, "_hash", lambda: pytest.fail("read again"))
     assert weights.content_hash() == first
-
-
-def test_a_bucket_is_read_through_tensorstore():
-    spec = {"driver": "gcs", "bucket": "t5-data", "path": "pretrained_models/t5x/t5_1_1_xxl/checkpoint_1000000/"}
-    assert t5x_format.store_spec("gs://t5-data/pretrained_models/t5x/t5_1_1_xxl/checkpoint_1000000") == spec
 
 
 # What is wrong, each in one line.

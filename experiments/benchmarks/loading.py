@@ -1,6 +1,6 @@
 """The whole data path against bare PyAV decoding of the same frames, alternating, on one core.
 
-    taskset -c 0 python experiments/benchmarks/loading.py [--clips 8] [--rounds 5]
+    taskset -c 0 python -m experiments.benchmarks.loading [--clips 8] [--rounds 5]
 
 h264 of 320x192 at 24 frames/s, 4 s a clip, to batches of clips of 16x24x40 at 6 frames/s. Bare decoding reads every
 frame of each file and converts it to RGB with the same conversion; the whole path also opens it in its own process,

@@ -4,7 +4,7 @@
     pip install --no-deps imagen-pytorch video-diffusion-pytorch ema-pytorch pytorch-warmup rotary-embedding-torch \
         einops-exts kornia kornia_rs accelerate
     pip install einops beartype datasets fsspec packaging pillow pydantic sentencepiece transformers tqdm psutil
-    python experiments/benchmarks/peers.py [--rounds 5] [--threads 2]
+    python -m experiments.benchmarks.peers [--rounds 5] [--threads 2]
 
 Work: batch 2, 8 frames of 24x40, 32 text tokens of width 512, float32, Adam; mean squared error to a target of the same
 shape. Theirs: imagen-pytorch `Unet3D(dim=64, dim_mults=(1, 2, 4), num_resnet_blocks=2, layer_attns and

@@ -1,6 +1,6 @@
 """Time of a train step and a denoiser call of every stage, and how near they come to what their operations allow.
 
-    python experiments/benchmarks/step_time.py [--scale mini] [--stage base ...] [--operations 12]
+    python -m experiments.benchmarks.step_time [--scale mini] [--stage base ...] [--operations 12]
 
 Per stage: milliseconds of a step (videos and images of the experiment file's batch, random) and of one denoiser call
 (two guided halves of a batch of 4); GFLOP of matrix products and convolutions in them, and the rate that makes. Then:

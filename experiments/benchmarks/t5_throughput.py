@@ -1,7 +1,7 @@
 """Captions per second of the T5 encoder against transformers on torch, both in float32 on the same threads.
 
     pip install "imagen_video_jax[parity]"
-    python experiments/benchmarks/t5_throughput.py [--captions 512] [--rounds 5] [--threads 2]
+    python -m experiments.benchmarks.t5_throughput [--captions 512] [--rounds 5] [--threads 2]
 
 Random weights of T5 v1.1 base, the same on both sides; captions of 5 to 77 tokens, evenly mixed, in batches of 32.
 transformers pads a batch to its longest caption, in the order given, as its users do; here captions of like length go
@@ -13,7 +13,6 @@ import argparse
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
@@ -94,5 +93,4 @@ def report(times: dict[str, list[float]], count: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     main()

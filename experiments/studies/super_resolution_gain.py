@@ -1,13 +1,13 @@
 """Whether each super-resolution stage of a mini cascade improves on its input: one line a stage.
 
-    python experiments/studies/super_resolution_gain.py out/demo/cascade.json
+    python -m experiments.studies.super_resolution_gain out/demo/cascade.json
 
 Input is the true low-resolution video of six validation clips of the embedded data set, enlarged bilinearly (or with
 its frames repeated); output is what the stage samples from it. Printed: mean squared error of both against the original
 in [-1, 1], and the mean difference of neighbouring pixels in the original, the input and the output (sharpness).
 """
 
-import sys
+import argparse
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +22,10 @@ from imagen_video_jax.video.files import read_video
 CLIPS, FRAMES = 6, 16
 
 
-def main(path: str) -> None:
-    cascade = Cascade.load(path)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cascade", help="cascade.json of a demo")
+    cascade = Cascade.load(parser.parse_args().cascade)
     examples = open_source(default_set("mini").validation).videos[:CLIPS]
     captions = [example.captions[0] for example in examples]
     videos = [read_video(example.path) for example in examples]
@@ -48,4 +50,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

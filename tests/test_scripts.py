@@ -1,0 +1,32 @@
+"""Benchmarks and studies run by the command that their heads name."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = sorted(
+    f"experiments.{path.parent.name}.{path.stem}"
+    for folder in ("benchmarks", "studies")
+    for path in (ROOT / "experiments" / folder).glob("*.py")
+    if path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_command_in_a_scripts_head_runs_it(name, monkeypatch, capsys):
+    script = importlib.import_module(name)
+    assert f"    python -m {name}" in script.__doc__ or f" python -m {name} " in script.__doc__.split("\n\n")[1]
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        script.main()
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_no_document_runs_a_script_by_its_path():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.py"), *(ROOT / "launch").glob("*")]:
+        if path.is_file():
+            assert "python experiments/" not in path.read_text(), path

@@ -13,11 +13,9 @@ from imagen_video_jax import storage
 from imagen_video_jax.data.examples import Example
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video import isolated
-from imagen_video_jax.video.containers import Media, opened, size_of
+from imagen_video_jax.video.containers import Media, size_of
 from imagen_video_jax.video.files import write_video
-from imagen_video_jax.video.reading import MAX_FILE_BYTES, Facts, MediaError, Video
-
-_CHUNK = 1 << 20
+from imagen_video_jax.video.reading import Facts, MediaError, Video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def examine(example: Example, settings: PrepareSettings, work: pathlib.Path) -> 
         media = example.media()
         if isinstance(media, Video):
             return _examine_frames(media, example, settings, work)
-        sha256 = content_hash(media)
+        sha256 = isolated.read_hash(media, memory_bytes=settings.memory_per_file)
         limits = {"seconds": settings.seconds_per_file, "memory_bytes": settings.memory_per_file}
         scan = isolated.scan(media, changes=settings.cut > 0 and not example.is_image, **limits)
         _check_fps(example, scan.facts, settings)
@@ -114,20 +112,6 @@ def examine(example: Example, settings: PrepareSettings, work: pathlib.Path) -> 
         return Verdict(sha256, tuple(_cut(media, sha256, part, scan.facts, work, limits) for part in wanted))
     except MediaError as error:
         return Verdict(sha256, reason=error.reason)
-
-
-def content_hash(media: Media) -> str:
-    """sha256 of a media file."""
-    digest = hashlib.sha256()
-    try:
-        if (size := size_of(media)) > MAX_FILE_BYTES:
-            raise MediaError(media, f"{size} bytes are more than {MAX_FILE_BYTES}; cut it into shorter clips")
-        with opened(media) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise MediaError(media, error.strerror or str(error)) from None
-    return digest.hexdigest()
 
 
 def _check_fps(example: Example, facts: Facts, settings: PrepareSettings) -> None:

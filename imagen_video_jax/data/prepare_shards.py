@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 from imagen_video_jax import storage
 from imagen_video_jax.data import records
-from imagen_video_jax.data.examine import Clip, content_hash
+from imagen_video_jax.data.examine import Clip
 from imagen_video_jax.data.examples import Example
 from imagen_video_jax.errors import FAILED, UserError
 from imagen_video_jax.video.containers import EncodedMedia
+from imagen_video_jax.video.reading import content_hash
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from imagen_video_jax.data.examine import content_hash
 from imagen_video_jax.data.examples import clean_captions
 from imagen_video_jax.data.manifests import MANIFEST, Row, read_manifest
 from imagen_video_jax.data.records import is_prepared
@@ -17,7 +16,7 @@ from imagen_video_jax.data.sources import list_source
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.containers import EncodedMedia
-from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS, MediaError, Video
+from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS, MediaError, Video, content_hash
 
 SAMPLES = "samples.jsonl"
 _SECONDS, _MEMORY = 300.0, 6 << 30  # of decoding one file: samples may be long and large

@@ -28,12 +28,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imagen_video_jax.video.containers import EncodedMedia, Media
+from imagen_video_jax.video.containers import EncodedMedia, Media, size_of
 from imagen_video_jax.video.cover import cover as cover_frames
 from imagen_video_jax.video.reading import (
     Facts,
     MediaError,
     Video,
+    content_hash,
     is_image,
     read_image,
     read_media,
@@ -44,6 +45,9 @@ from imagen_video_jax.video.reading import (
 SECONDS = 30.0  # for one file, while training
 MEMORY_BYTES = 2 << 30
 _START_SECONDS = 60.0
+# Of reading a file without decoding: what a healthy disk or network share needs at most, and bytes/s at least.
+STUCK_SECONDS = 25.0
+_SLOWEST = 5e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,22 @@ def displayed_size(media: Media, *, seconds: float = SECONDS, memory_bytes: int 
     """(height, width) as `read_media` returns them, from the first frame alone; MediaError as for `read`."""
     reply, _ = _ask(media, {"do": "size"}, seconds, memory_bytes)
     return tuple(reply["size"])
+
+
+def read_hash(media: Media, *, memory_bytes: int = MEMORY_BYTES) -> str:
+    """`content_hash`; a file on the disk is read in another process, so that storage that hangs costs only that.
+
+    Raises:
+      MediaError: as `content_hash`, or no end came within `STUCK_SECONDS` and what its size takes, twice.
+    """
+    if isinstance(media, EncodedMedia):
+        return content_hash(media)
+    try:
+        size = size_of(media)
+    except OSError as error:
+        raise MediaError(media, error.strerror or str(error)) from None
+    reply, _ = _ask(media, {"do": "hash"}, STUCK_SECONDS + size / _SLOWEST, memory_bytes)
+    return reply["hash"]
 
 
 def colour_change(before_HWC: np.ndarray, after_HWC: np.ndarray) -> float:
@@ -162,6 +182,8 @@ class _Decoder:
                 _send(self._socket, media.data, deadline)
             return json.loads(_receive(self._socket, deadline)), _receive(self._socket, deadline)
         except TimeoutError:
+            if request["do"] == "hash":
+                raise _Died(f"could not be read within {seconds:.0f} s; its disk or network share may hang") from None
             raise _Died(f"took longer than {seconds:g} s to decode; cut it into shorter clips") from None
         except (OSError, EOFError):
             status = self._process.wait()
@@ -176,7 +198,9 @@ class _Decoder:
         _all.discard(self)
         self._socket.close()
         self._process.kill()
-        self._process.wait()
+        # What is stuck inside the kernel ends when the kernel lets it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
         self._process.stdin.close()
 
 
@@ -279,7 +303,7 @@ def _end_with_parent() -> None:
 
 def _answer(media: Media, request: dict) -> tuple[dict, bytes | memoryview]:
     try:
-        return {"read": _read, "scan": _scan, "size": _size}[request.pop("do")](media, **request)
+        return {"read": _read, "scan": _scan, "size": _size, "hash": _hash}[request.pop("do")](media, **request)
     except MediaError as error:
         return {"error": error.reason}, b""
     except MemoryError:
@@ -295,6 +319,10 @@ def _read(media: Media, *, cover: dict | None = None, part: list[int] | None = N
     frames_THWC = video.frames_THWC[slice(*part)] if part else video.frames_THWC
     reply = {"shape": frames_THWC.shape, "fps": video.fps}
     return reply, memoryview(np.ascontiguousarray(frames_THWC)).cast("B")
+
+
+def _hash(media: Media):
+    return {"hash": content_hash(media)}, b""
 
 
 def _size(media: Media):

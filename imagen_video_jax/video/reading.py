@@ -8,6 +8,7 @@ file's size and its stated duration are checked before the first frame is decode
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import os
@@ -73,6 +74,20 @@ class Facts:
     height: int
     width: int
     fps: float
+
+
+def content_hash(media: Media) -> str:
+    """sha256 of a media file."""
+    digest = hashlib.sha256()
+    try:
+        if (size := size_of(media)) > MAX_FILE_BYTES:
+            raise MediaError(media, f"{size} bytes are more than {MAX_FILE_BYTES}; cut it into shorter clips")
+        with opened(media) as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise MediaError(media, error.strerror or str(error)) from None
+    return digest.hexdigest()
 
 
 def is_image(media: Media) -> bool:

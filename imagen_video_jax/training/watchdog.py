@@ -101,17 +101,14 @@ def supervise(command: Sequence[str], *, restarts: int = 0) -> int:
     to end.
     """
     asked: list[int] = []
-    child: list[subprocess.Popen] = []
-
-    def pass_on(number, frame):
-        asked.append(number)
-        if child and child[0].poll() is None:
-            child[0].send_signal(number)
-
-    previous = {number: signal.signal(number, pass_on) for number in _ASKED}
+    wake, waker = os.pipe()
+    os.set_blocking(waker, False)
+    # The handler only notes the signal; the byte that Python writes wakes whoever waits, at whatever moment it came.
+    previous_waker = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in _ASKED}
     try:
         for attempt in range(restarts + 1):
-            code = _run(command, child)
+            code = _run(command, asked, wake)
             if code == 128 + signal.SIGTERM and asked == [signal.SIGTERM]:
                 code = STOPPED_AFTER_SAVING  # it came before anything had begun
             again = code in (FAILED, STOPPED_AFTER_SAVING, WATCHDOG) or code > 128
@@ -127,10 +124,13 @@ def supervise(command: Sequence[str], *, restarts: int = 0) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_waker)
+        os.close(wake)
+        os.close(waker)
 
 
-def _run(command: Sequence[str], child: list) -> int:
-    """One run of the command to its end."""
+def _run(command: Sequence[str], asked: list[int], wake: int) -> int:
+    """One run of the command to its end; what is (or was) `asked` is passed on to it, once each."""
     reader, writer = os.pipe()
     packages = [str(pathlib.Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]
     environment = {
@@ -139,10 +139,9 @@ def _run(command: Sequence[str], child: list) -> int:
         "PYTHONPATH": os.pathsep.join(filter(None, packages)),
     }
     process = subprocess.Popen(command, pass_fds=[writer], env=environment, start_new_session=True)
-    child[:] = [process]
     os.close(writer)
     try:
-        late = _listen(reader)
+        late = _listen(reader, process, asked, wake)
         if late:
             _end_with_stacks(process, late)
             return WATCHDOG
@@ -154,17 +153,23 @@ def _run(command: Sequence[str], child: list) -> int:
             os.killpg(process.pid, signal.SIGKILL)  # whatever it left running
 
 
-def _listen(reader: int) -> str:
-    """Reads what the child tells until it ends (returns "") or is late (returns what with)."""
+def _listen(reader: int, process: subprocess.Popen, asked: list[int], wake: int) -> str:
+    """Passes signals on and reads what the child tells until it ends (returns "") or is late (returns what with)."""
+    passed = 0
     due = {"train": (time.monotonic() + _FIRST_SECONDS, f"starting for {_FIRST_SECONDS:g} s")}
     rest = b""
     while True:
+        while passed < len(asked):
+            process.send_signal(asked[passed])
+            passed += 1
         first = min(due.values(), default=(math.inf, ""))
         left = first[0] - time.monotonic()
         if left <= 0:
             return first[1]
-        ready, _, _ = select.select([reader], [], [], None if left == math.inf else left)
-        if not ready:
+        ready, _, _ = select.select([reader, wake], [], [], None if left == math.inf else left)
+        if wake in ready:
+            os.read(wake, 1 << 12)
+        if reader not in ready:
             continue
         data = os.read(reader, 1 << 16)
         if not data:

@@ -87,6 +87,16 @@ def test_sigterm_before_anything_began_asks_to_run_again():
         assert process.wait(20) == 75
 
 
+def test_sigterm_while_the_child_is_being_started_reaches_it(monkeypatch):
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    assert run("time.sleep(60)") == 75
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent death signal (Linux)")
 def test_when_the_watchdog_is_killed_its_child_ends():
     with started("time.sleep(60)") as (process, child):

@@ -26,6 +26,7 @@ from imagen_video_jax.text.stored_array import StoredArray
 
 VERSION = 1
 CASCADE, CHECKSUMS, CARD = "cascade.json", "SHA256SUMS", "README.md"
+_LONGEST_NAME = 200  # characters of a file or folder; more than file systems take is an error of theirs
 _PICKLED = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -41,10 +42,7 @@ def read_description(path: str | os.PathLike) -> tuple[pathlib.Path, dict]:
             raise UserError(f"{path} holds no {CASCADE}: no folder that imagen-video export or demo wrote")
         path = path / CASCADE
     refuse_pickle(path)
-    try:
-        content = storage.read_json(path)
-    except RecursionError:
-        raise UserError(f"{path} cannot be read as JSON: nested too deeply") from None
+    content = storage.read_json(path)
     if isinstance(content, dict) and "bundle" in content:
         _verify(path.parent, content)
     return path.parent, content
@@ -123,7 +121,8 @@ def _read_sums(folder: pathlib.Path) -> dict[str, str]:
 def inside(folder: pathlib.Path, name) -> pathlib.Path:
     """The file of a bundle that `name` means; UserError where that is not inside of the bundle."""
     plain = isinstance(name, str) and name and not set(name) & {"\\", "\0", ":"}
-    if not plain or name.startswith("/") or {".", ".."} & set(name.split("/")):
+    parts = name.split("/") if plain else []
+    if not plain or name.startswith("/") or {".", ".."} & set(parts) or max(map(len, parts)) > _LONGEST_NAME:
         raise UserError(f"bundle {folder} names {name!r}, which is no file inside of it; refused")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
+from imagen_video_jax import leases
 from imagen_video_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -78,6 +79,8 @@ def read_json(path: str | os.PathLike):
         return json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as JSON: nested too deeply") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
@@ -199,7 +202,7 @@ def damaged_files(folder: pathlib.Path) -> list[str]:
             return [f"{MANIFEST}: its checksum does not match its content"]
     except FileNotFoundError:
         return [f"{MANIFEST}: missing"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         return [f"{MANIFEST}: unreadable ({error})"]
     found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
     links = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_symlink())
@@ -254,20 +257,36 @@ def writable_folder(path: str | os.PathLike) -> pathlib.Path:
 def directory_lock(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
     """Holds `folder` for this process; UserError naming the holder when another live process has it, or `wait` for it.
 
-    The lock is the kernel's (flock): it ends with the process, however that ends, so nothing stale can stay behind.
-    The file's content only says who holds it.
+    On one machine the lock is the kernel's (flock): it ends with the process, however that ends. For other machines,
+    and where the file system has no locks, there is a lease beside it (leases.py): what a killed process of another
+    machine held is free after some seconds.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / ".lock"
+    descriptor = os.open(note, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        locked = _flock(descriptor, wait)
+        before = leases.read(note)
+        gone = locked and (not before or before.get("boot") == leases.boot_id())
+        while locked is False or (before and not gone and leases.is_kept(note, before)):
+            if not wait:
+                holder = leases.describe(before)
+                raise UserError(f"{folder} is in use by another process ({holder}); wait for it or stop it")
+            before = leases.read(note)
+        with leases.kept(note, descriptor, alone=bool(locked)):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, wait: bool) -> bool | None:
+    """Whether the kernel gave the lock; None where the file system has none."""
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(f"{folder} is in use by another process ({holder}); wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -11,7 +11,14 @@ PACKAGE = ROOT / "imagen_video_jax"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 # Only these know the layer library.
 NNX = ("models/", "text/", "evaluation/", "functional.py")
-FORBIDDEN_CALLS = {"eval", "exec"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+FORBIDDEN_METHODS = {
+    ("os", "system"),
+    ("os", "popen"),
+    ("yaml", "load"),
+    ("yaml", "unsafe_load"),
+    ("pd", "read_pickle"),
+}
 FORBIDDEN_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "torch", "tensorflow"}
 
 
@@ -80,9 +87,13 @@ def test_a_file_keeps_the_house_rules(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in FORBIDDEN_CALLS, f"{name} calls {node.func.id}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in FORBIDDEN_METHODS, f"{name} uses {node.value.id}.{node.attr}"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
+            assert "allow_pickle" in {keyword.arg for keyword in node.keywords}, f"{name}: np.load without allow_pickle"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=str)

@@ -32,6 +32,7 @@ FINGERPRINT = "fingerprint.json"
 DTYPES = {"keys": np.uint8, "offsets": np.int64, "checksums": np.uint32, "values": ml_dtypes.bfloat16}
 # Mapped at once by a reader; every map holds a file descriptor, of which a process has 1,024 by default.
 _MAPPED = 256
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def key_of(caption: str) -> bytes:
@@ -142,7 +143,7 @@ class EmbeddingCache:
     def _map(self, shard: int) -> dict[str, np.ndarray]:
         try:
             return _map_arrays(self.folder / self._names[shard])[0]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _MALFORMED as error:
             raise self._damaged(shard, error) from None
 
     def _check_index(self, shard: int) -> np.ndarray:
@@ -153,7 +154,7 @@ class EmbeddingCache:
                 raise ValueError("its arrays disagree")
             if facts["index_sha256"] != _index_sha256(arrays):
                 raise ValueError("its index differs from its sha256")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except _MALFORMED as error:
             raise self._damaged(shard, error) from None
         if facts["fingerprint"] != self.fingerprint:
             raise UserError(

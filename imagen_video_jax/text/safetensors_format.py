@@ -42,7 +42,12 @@ def parse_header(head: bytes, size: int | None) -> tuple[dict[str, Place], dict[
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or length > min(_LONGEST_HEADER, (size or len(head)) - 8):
         raise ValueError("it does not begin with a safetensors header, or is cut")
-    header = json.loads(head[8 : 8 + length])
+    try:
+        header = json.loads(head[8 : 8 + length])
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise ValueError("its header does not describe arrays")
     metadata = header.pop("__metadata__", {})
     arrays, end, taken = {}, 0, []
     for name, entry in header.items():
@@ -70,7 +75,7 @@ def open_file(path) -> dict[str, StoredArray]:
         size = weight_store.size(path)
         length = int.from_bytes(weight_store.read(path, 0, 8), "little")
         header, _ = parse_header(weight_store.read(path, 0, 8 + min(length, _LONGEST_HEADER)), size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"cannot read weights {path}: {error}") from None
     return {
         name: StoredArray(name, shape, dtype, functools.partial(_read, path, position, dtype, shape))
@@ -84,7 +89,7 @@ def open_index(path) -> dict[str, StoredArray]:
     try:
         places = json.loads(weight_store.read(path))["weight_map"]
         shards = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no index of safetensors files: {error}") from None
     arrays = {}
     for shard in shards:

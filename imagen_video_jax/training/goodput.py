@@ -16,6 +16,7 @@ until then.
 
 import contextlib
 import itertools
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -121,11 +122,16 @@ class Ledger:
 
 
 def _read_runs(path: pathlib.Path) -> list[dict]:
+    """The earlier runs; none where there is no account yet, or a damaged one: an account is not worth a run."""
     try:
         runs = storage.read_json(path)["runs"]
-        return [run for run in runs if {"began", "seconds", "saves"} <= run.keys()]
-    except (UserError, TypeError, KeyError, AttributeError):
-        return []  # no run yet, or damaged: an account is not worth a run
+        for run in runs:
+            for seconds in (run["seconds"], *run["saves"].values(), {"start": run["began"]}):
+                if not seconds.keys() <= set(PHASES) or not all(math.isfinite(value) for value in seconds.values()):
+                    return []
+        return runs
+    except (UserError, TypeError, KeyError, AttributeError, OverflowError):
+        return []
 
 
 def _closed(runs: list[dict], start_step: int) -> list[dict]:

@@ -73,22 +73,24 @@ class NoWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a metrics file; a last line cut by a kill is left out."""
+    """The rows of a metrics file; lines that are none (the last may be cut by a kill) are left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
 def _cut_rows_after(path: pathlib.Path, step: int) -> None:
     """Drops rows of steps that a resumed run will do again, so that each step has one row."""
     rows = read_rows(path)
-    kept = [row for row in rows if row["step"] <= step]
+    kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= step]
     if len(kept) != len(rows):
         storage.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 

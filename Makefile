@@ -18,7 +18,8 @@ slow: .venv/installed-dev
 
 # Faults of every kind, many times; `make test` injects a few of each.
 faults: .venv/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest tests/faults --flips 500 --kills 200 --renames 5
+	$(TEST_ENV) $(BIN)/python -m pytest tests/faults --flips 500 --kills 200 --renames 5 \
+		--train-kills 20 --train-stops 20 --kill-points 3
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ JOIN_SECONDS = "IMAGEN_VIDEO_JOIN_SECONDS"  # environment variable: how long to 
 _JOIN_SECONDS = 300
 # One process that ends with an error ends the others after this, not after jax's five minutes.
 _SHUTDOWN_SECONDS = 30
+# One that is silent for so long is dead, and ends the others; jax waits for 100 s.
+_HEARTBEAT_SECONDS = 30
 _SHOWN = 80  # characters of a value in a message
 
 T = TypeVar("T")
@@ -40,21 +42,39 @@ def start() -> tuple[int, int]:
         for field in ("num_processes", "process_id"):
             if (value := _whole_number(f"JAX_{field.upper()}")) is not None:
                 numbers[field] = value
-        seconds = _whole_number(JOIN_SECONDS) or _JOIN_SECONDS
-        # jax ends the process with a stack trace when its own time is over, so ours ends first.
-        timer = threading.Timer(seconds, _give_up, [seconds])
-        timer.daemon = True
-        timer.start()
-        try:
-            jax.distributed.initialize(
-                initialization_timeout=seconds + 60, shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **numbers
-            )
-        except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"cannot join the job's processes: {reason}") from None
-        finally:
-            timer.cancel()
+        _join(_whole_number(JOIN_SECONDS) or _JOIN_SECONDS, numbers)
     return jax.process_index(), jax.process_count()
+
+
+def _join(seconds: int, numbers: dict[str, int]) -> None:
+    """Waits for the others in a thread of its own, so that a signal is heard meanwhile."""
+    errors, done = [], threading.Event()
+    # Its handler would take SIGTERM from ours; the loop tells all processes by itself.
+    jax.config.update("jax_enable_preemption_service", False)
+
+    def work():
+        try:
+            # jax ends the process with a stack trace when its own time is over, so ours ends first.
+            jax.distributed.initialize(
+                initialization_timeout=seconds + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+                **numbers,
+            )
+        except Exception as error:
+            errors.append(error)
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        if not done.wait(seconds):
+            _give_up(seconds)
+    except SystemExit as asked:  # by a signal; the thread would keep this process
+        os._exit(asked.code)
+    if errors and not isinstance(errors[0], (ValueError, RuntimeError)):
+        raise errors[0]
+    if errors:
+        raise UserError(f"cannot join the job's processes: {str(errors[0]).splitlines()[0][:200]}") from None
 
 
 def _whole_number(name: str) -> int | None:

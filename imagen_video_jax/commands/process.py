@@ -8,9 +8,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
 from imagen_video_jax.training.stopping import Stop
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -48,6 +51,20 @@ def unless_stopped(work: Callable[[Stop], object]) -> int:
                 os._exit(STOPPED_AFTER_SAVING)
             return STOPPED_AFTER_SAVING
     return DONE
+
+
+def with_all_processes(prepare: Callable[[], T], work: Callable[[T, Stop], object]) -> int:
+    """`unless_stopped` of `work(prepare(), stop)`, after the job's other processes were joined, if it has some.
+
+    What SIGTERM ends at once, as long as nothing is lost, ends with 75: in a job of one process until `work` begins, in
+    others until they have joined. From there on they can only end together, so it is only noted until `work` asks.
+    """
+    from imagen_video_jax import distributed
+
+    if distributed.start()[1] > 1:
+        return unless_stopped(lambda stop: work(prepare(), stop))
+    ready = prepare()
+    return unless_stopped(lambda stop: work(ready, stop))
 
 
 def use_compilation_cache() -> None:

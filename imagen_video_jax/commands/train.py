@@ -3,7 +3,7 @@
 import pathlib
 
 from imagen_video_jax.commands.parsing import add_restarts
-from imagen_video_jax.commands.process import unless_stopped, use_compilation_cache
+from imagen_video_jax.commands.process import use_compilation_cache, with_all_processes
 
 TEXT = "Train one stage; run again to go on where it stopped."
 TAKES_FIELDS = True  # --config.FIELD=VALUE
@@ -20,11 +20,12 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, overrides: list[str]) -> int:
-    from imagen_video_jax import configs, distributed
+    from imagen_video_jax import configs
     from imagen_video_jax.training.loop import train
 
     use_compilation_cache()
-    distributed.start()
     workdir = pathlib.Path(arguments.workdir)
-    config = configs.with_data(configs.training(arguments.config, overrides), workdir)
-    return unless_stopped(lambda should_stop: train(config, workdir, should_stop=should_stop))
+    return with_all_processes(
+        lambda: configs.with_data(configs.training(arguments.config, overrides), workdir),
+        lambda config, stop: train(config, workdir, should_stop=stop),
+    )

@@ -122,6 +122,7 @@ class _Run:
             return state
         first = distributed.is_first()
         self.writer = MetricsWriter(self.workdir, start_step=self.start_step) if first else NoWriter()
+        self.writer.write(self.start_step, {}, kind="start")
         self.saver = Saver(
             self.checkpoints,
             keep=self.config.keep,

@@ -1,0 +1,127 @@
+"""Saves in the background: they count when they are committed, and a failure is loud at once."""
+
+import subprocess
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_video_jax import checkpoint, steps
+from imagen_video_jax.errors import FAILED, UserError
+from imagen_video_jax.training.saver import Saver
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """What the following saves do, in order: "good", or an OSError raised by the part named with it."""
+    plan = []
+
+    def begin(folder, step, trees, meta, *, keep):
+        part, error = plan.pop(0)
+        if part == "begin":
+            raise error
+
+        def commit():
+            if error:
+                raise error
+            return folder / str(step)
+
+        return commit
+
+    monkeypatch.setattr(checkpoint, "begin_save", begin)
+    return plan
+
+
+@pytest.fixture
+def saver(tmp_path):
+    reported = []
+    saver = Saver(tmp_path, keep=3, committed=0, report=lambda step, values: reported.append(step))
+    saver.reported = reported
+    return saver
+
+
+FULL = OSError(28, "No space left on device")
+
+
+def finish(saver) -> None:
+    """Until the thread is done; what `poll` will say of it is not heard yet."""
+    if saver._thread.ident:
+        saver._thread.join()
+
+
+@pytest.mark.parametrize("part", ["begin", "commit"])
+def test_a_failed_save_is_said_at_the_next_step_and_the_second_ends_the_run(saver, saves, capsys, part):
+    saves += [("commit", None), (part, FULL), (part, FULL)]
+    saver.start(1, {}, {})
+    finish(saver)
+    saver.poll()
+    assert (saver.committed, saver.reported) == (1, [1])
+    saver.start(2, {}, {})
+    finish(saver)
+    saver.poll()
+    text = capsys.readouterr().err
+    assert "warning: checkpoint" in text
+    assert "2 could not be saved: [Errno 28] No space left on device" in text
+    assert saver.committed == 1
+    saver.start(3, {}, {})
+    finish(saver)
+    with pytest.raises(UserError, match="it is the second time, so training ends; run again to go on") as error:
+        saver.poll()
+    assert error.value.exit_code == FAILED
+    assert saver.reported == [1]
+
+
+def test_a_good_save_between_two_failures_forgives_and_the_last_save_is_tried_twice(saver, saves, capsys):
+    saves += [("commit", FULL), ("commit", None), ("commit", FULL), ("commit", None)]
+    for step in (1, 2):
+        saver.start(step, {}, {})
+        saver.wait()
+    saver.save(3, {}, {})
+    assert saver.reported == [2, 3]
+    assert capsys.readouterr().err.count("could not be saved") == 2
+
+
+def test_a_save_counts_only_when_it_is_committed(saver, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(checkpoint, "begin_save", lambda *_, **__: lambda: gate.wait(30))
+    saver.start(5, {}, {})
+    saver.poll()
+    assert (saver.committed, saver.reported) == (0, [])
+    gate.set()
+    saver.wait()
+    assert (saver.committed, saver.reported) == (5, [5])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    try:
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("a file system that can be filled needs the right to mount one (root)")
+    except FileNotFoundError:
+        pytest.skip("a file system that can be filled needs mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_costs_the_save_and_nothing_else(small_disk, capsys):
+    """2 MB of incompressible numbers a step: the second one does not fit beside the first."""
+    rng = np.random.default_rng(0)
+    trees = {"params": {"kernel": jnp.asarray(rng.normal(size=(500, 1000)), jnp.float32)}}
+    folder = small_disk / "checkpoints"
+    saver = Saver(folder, keep=3, committed=-1, report=lambda *_: None)
+    saver.start(1, trees, {})
+    saver.wait()
+    saver.start(2, trees, {})
+    saver.wait()
+    text = capsys.readouterr().err
+    assert "could not be saved" in text
+    assert text.count("\n") == 1
+    assert saver.committed == 1
+    assert [path.name for path in folder.iterdir()] == ["1"], "the space of the failed save is free again"
+    restored = checkpoint.restore(steps.newest(folder), "params", trees["params"])
+    np.testing.assert_array_equal(restored["kernel"], trees["params"]["kernel"])

@@ -1,6 +1,7 @@
 """`imagen-video COMMAND`: parsing and one-line errors; what a command takes and does is in commands/COMMAND.py."""
 
 import argparse
+import errno
 import sys
 
 from imagen_video_jax import __version__
@@ -19,11 +20,14 @@ from imagen_video_jax.commands import (
     train,
 )
 from imagen_video_jax.commands.process import keep_freed_memory
-from imagen_video_jax.errors import DONE, UserError
+from imagen_video_jax.errors import DONE, WRONG_REQUEST, UserError
 from imagen_video_jax.training import watchdog
 
 # In the order in which people need them.
 COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, export, plan, launch)
+
+# What a command may meet wherever it writes: a disk or a quota that is full, a disk that may only be read.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        print(f"error: cannot write {error.filename or 'its files'}: {error.strerror}", file=sys.stderr)
+        return WRONG_REQUEST
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130

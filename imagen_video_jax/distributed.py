@@ -116,12 +116,12 @@ def from_first(make: Callable[[], T]) -> T:
         except UserError as error:
             answer = json.dumps({"error": str(error), "exit_code": error.exit_code}).encode()
         except OSError as error:
-            answer = json.dumps({"system_error": str(error)}).encode()
+            answer = json.dumps({"system_error": [error.errno, error.strerror or str(error)]}).encode()
     first = json.loads(_gather(answer)[0])
     if "error" in first:
         raise UserError(first["error"], first["exit_code"])
     if "system_error" in first:
-        raise OSError(first["system_error"])
+        raise OSError(*first["system_error"])
     return first["value"]
 
 

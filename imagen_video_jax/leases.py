@@ -93,7 +93,10 @@ def kept(
             with contextlib.suppress(OSError):
                 _write(descriptor, own | {"beat": number})
 
-    _write(descriptor, own | {"beat": 0})
+    try:
+        _write(descriptor, own | {"beat": 0})
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
     if not alone:
         time.sleep(_SETTLE)
         if not is_own():

@@ -133,7 +133,11 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict | _BadRow]]:
     yield from bad
     text = "".join(line for _, line in _lines(path) if isinstance(line, str))
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if "path" not in (reader.fieldnames or ()):
+    try:
+        columns = reader.fieldnames or ()
+    except csv.Error as error:
+        raise UserError(f"{path}: its first line is not comma-separated values ({error})") from None
+    if "path" not in columns:
         raise UserError(f"{path}: its first line must name the columns, path and caption among them")
     rows = iter(reader)
     while True:

@@ -4,6 +4,7 @@ Process 0 owns the files of a job (checkpoints, metrics, locks); the others lear
 all processes alike, in the same order; with one process it costs nothing.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -97,6 +98,22 @@ def _give_up(seconds: int) -> None:
     os._exit(FAILED)
 
 
+_meetings = itertools.count()
+
+
+def meet() -> None:
+    """Returns when all processes are here, however long it takes; whoever dies meanwhile ends the others.
+
+    Before they compute together for the first time: on CPUs they wait for each other for 30 s only, and one may read
+    or compile for longer than another.
+    """
+    number = next(_meetings)
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"imagen_video_jax-{number}", timeout_ms=24 * 3600 * 1000)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
@@ -155,6 +172,7 @@ def agree(facts: Callable[[], dict[str, str]]) -> None:
 
 def _gather(data: bytes) -> list[bytes]:
     """Every process's bytes, in order."""
+    meet()
     lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
     # Few sizes, so that few programs are compiled.
     padded = np.zeros(1 << max(int(lengths.max()) - 1, 63).bit_length(), np.uint8)

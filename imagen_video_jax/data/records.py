@@ -42,9 +42,14 @@ def pack(*, path: str, captions: Iterable[str], facts: dict, sha256: str, media:
 
 
 def unpack(record: bytes) -> dict:
-    """The inverse of `pack`."""
-    row = msgpack.unpackb(record, max_bin_len=len(record), max_str_len=len(record))
-    return row | {"facts": json.loads(row["facts"])}
+    """The inverse of `pack`; ValueError where the bytes are no record."""
+    try:
+        row = msgpack.unpackb(record, max_bin_len=len(record), max_str_len=len(record))
+        if not isinstance(row["path"], str) or not isinstance(row["media"], bytes):
+            raise ValueError("its path or its media are something else")
+        return row | {"facts": json.loads(row["facts"])}
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"no record of a clip: {error}") from None
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> int:

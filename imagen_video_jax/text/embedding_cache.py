@@ -154,11 +154,12 @@ class EmbeddingCache:
                 raise ValueError("its arrays disagree")
             if facts["index_sha256"] != _index_sha256(arrays):
                 raise ValueError("its index differs from its sha256")
+            fingerprint = str(facts["fingerprint"])
         except _MALFORMED as error:
             raise self._damaged(shard, error) from None
-        if facts["fingerprint"] != self.fingerprint:
+        if fingerprint != self.fingerprint:
             raise UserError(
-                f"{self.folder / self._names[shard]} was written by encoder {facts['fingerprint'][:12]}, "
+                f"{self.folder / self._names[shard]} was written by encoder {fingerprint[:12]}, "
                 f"its cache by {self.fingerprint[:12]}; move it away"
             )
         return arrays["keys"]

@@ -10,7 +10,6 @@ one of them can know (its clock, a SIGTERM) enters the step as a number, and its
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import sys
 import time
@@ -109,7 +108,7 @@ class _Run:
         self.key = jax.random.key(config.seed)
         self.start_step = self.meta["step"] if self.meta else 0
         self.seconds_before = self.meta["seconds"] if self.meta else 0.0
-        self.step, self.safe, self.compiled = self.start_step, {}, set()
+        self.step, self.safe, self.programs = self.start_step, {}, {}
         self.roll_backs, self.left_out = 0, (self.meta or {}).get("left_out", 0)
         self.ending = GO_ON
         account = workdir / "goodput.json" if distributed.is_first() else None
@@ -174,16 +173,16 @@ class _Run:
                 break
             self.position += 1
             own = partitioning.put_own(self.mesh, (self._progress(step, elapsed), wish))
+            try:
+                program = self._program(state, batch, own)
+            except StopNow:
+                self.ending = STOP
+                break
+            self.ledger.enter("step")
+            state, metrics, ending = program(state, batch, self.key, own)
             if self.began is None:
-                try:
-                    state, metrics, ending = self._first_step(state, batch, own)
-                except StopNow:
-                    self.ending = STOP
-                    return state
-            else:
-                self.ledger.enter("step" if _shapes(batch) in self.compiled else "compile")
-                state, metrics, ending = self.train_step(state, batch, self.key, own)
-            self.compiled.add(_shapes(batch))
+                jax.block_until_ready(metrics)
+                self.began = time.monotonic()
             self.step = step = step + 1
             self._read(pending)
             pending = (step, metrics)
@@ -201,15 +200,18 @@ class _Run:
         """Where being asked to stop need not wait; several processes can only end together, at a step."""
         return self.stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
 
-    def _first_step(self, state: TrainState, batch: dict, own):
-        """The step that compiles. Nothing is lost when it is left behind: the state is the one the run began with."""
-        self.ledger.enter("compile")
-        call = functools.partial(self.train_step, state, batch, self.key, own)
-        result = self.stop.run(call) if jax.process_count() == 1 else call()
-        jax.block_until_ready(result[1])
-        self.began = time.monotonic()
-        self.ledger.enter("step")
-        return result
+    def _program(self, state: TrainState, batch: dict, own) -> Callable:
+        """The compiled step for a batch of these shapes; with buckets there are several. StopNow leaves it behind."""
+        shapes = tuple(part.video_BTHWC.shape for part in batch.values())
+        if shapes not in self.programs:
+            self.ledger.enter("compile")
+
+            def compiled():
+                return self.train_step.lower(state, batch, self.key, own).compile()
+
+            self.programs[shapes] = self.stop.run(compiled) if jax.process_count() == 1 else compiled()
+            distributed.meet()
+        return self.programs[shapes]
 
     # Starting.
 
@@ -457,11 +459,6 @@ class _Run:
 
 def _starting_from(params, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
-
-
-def _shapes(batch: dict) -> tuple:
-    """What a program is compiled for: with buckets, a step may have another one's sizes."""
-    return tuple(part.video_BTHWC.shape for part in batch.values())
 
 
 class _Diverged(Exception):

@@ -255,7 +255,7 @@ TARGETS = {
     "captions.csv": Target(_csv, _of_file(manifests.read_manifest, "captions.csv")),
     "tar shard": Target(_tar, _list_tar),
     "media container": Target(_containers, _container),
-    "record": Target(_records, lambda _, data: records.unpack(data), (ValueError, KeyError)),
+    "record": Target(_records, lambda _, data: records.unpack(data), (ValueError,)),
     "T5X checkpoint": Target(_t5x, _read_t5x),
     "embedding shard": Target(_shards, _read_shard),
     "checkpoint manifest": Target(_manifest, _check_manifest, (Damaged,)),

@@ -58,7 +58,7 @@ def test_files_and_locks_are_refused_in_one_line_and_nothing_is_left(small_disk,
     assert capsys.readouterr().err == f"error: cannot write {small_disk / 'old.json'}: No space left on device\n"
     assert (small_disk / "old.json").read_text() == "old"
     with (
-        pytest.raises(UserError, match="cannot write to .*run: No space left"),
+        pytest.raises(UserError, match=r"cannot write to .*run: No space left"),
         storage.directory_lock(small_disk / "run"),
     ):
         pass

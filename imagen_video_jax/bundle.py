@@ -26,7 +26,8 @@ from imagen_video_jax.text.stored_array import StoredArray
 
 VERSION = 1
 CASCADE, CHECKSUMS, CARD = "cascade.json", "SHA256SUMS", "README.md"
-_LONGEST_NAME = 200  # characters of a file or folder; more than file systems take is an error of theirs
+# Characters of a file or folder, and of a path; more than file systems take is an error of theirs.
+_LONGEST_NAME, _LONGEST_PATH = 200, 1000
 _PICKLED = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -120,7 +121,7 @@ def _read_sums(folder: pathlib.Path) -> dict[str, str]:
 
 def inside(folder: pathlib.Path, name) -> pathlib.Path:
     """The file of a bundle that `name` means; UserError where that is not inside of the bundle."""
-    plain = isinstance(name, str) and name and not set(name) & {"\\", "\0", ":"}
+    plain = isinstance(name, str) and 0 < len(name) <= _LONGEST_PATH and not set(name) & {"\\", "\0", ":"}
     parts = name.split("/") if plain else []
     if not plain or name.startswith("/") or {".", ".."} & set(parts) or max(map(len, parts)) > _LONGEST_NAME:
         raise UserError(f"bundle {folder} names {name!r}, which is no file inside of it; refused")

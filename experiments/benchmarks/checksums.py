@@ -5,6 +5,9 @@
 Rounds of steps (videos and images of the experiment file's batch, random) and of hashing the step that
 `checkpoint.save` wrote alternate, so that both see the same machine; medians are printed. The share is an upper bound:
 in training a thread hashes while the steps go on, and sha256 lets other threads run.
+
+Measured with the defaults on two cores that were busy with other work: a step 4969 ms, the manifest of 11.4 MB 269 ms,
+so at most 0.054% with a save every 100 steps.
 """
 
 import argparse

@@ -183,12 +183,19 @@ def _cost_of_equation(equation, recomputed: bool) -> Cost:
     if name == "cond":
         return max(inner, key=lambda cost: cost.flops)
     total = sum(inner, Cost())
+    if name == "shard_map":  # its body is what one shard does; what several devices do alike counts once
+        axes = {axis for spec in equation.params["in_specs"] for part in spec if part for axis in _names(part)}
+        return total.times(math.prod(equation.params["mesh"].shape[axis] for axis in axes))
     if name == "scan":
         return total.times(equation.params["length"])
     if name == "while":
         turns = _turns(equation)
         return total + Cost(unknown_loops=1) if turns is None else total.times(turns)
     return total
+
+
+def _names(part: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else part
 
 
 def inner_jaxprs(equation) -> Iterator[core.Jaxpr]:

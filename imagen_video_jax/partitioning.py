@@ -7,9 +7,10 @@ meaning is laid over. The partitioner does the rest.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -34,7 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("tensor",),
 }
 
-# A shard has at least as many frames or rows. With one row a shard, 3x3 convolutions came out wrong (jax 0.10.2, CPU).
+# A shard has at least as many frames or rows: smaller ones cost more to exchange than they save.
 LEAST = {"frames": 2, "height": 2}
 
 
@@ -179,3 +180,51 @@ def sharded(axis: str) -> bool:
     """Whether the active mesh splits the logical axis `axis`."""
     mesh = _mesh.get()
     return mesh is not None and any(mesh.shape[name] > 1 for name in RULES[axis])
+
+
+def over_shards(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    x_BTHWC: jax.Array,
+    kernel: jax.Array,
+    name: str,
+    halo: tuple[int, int],
+    stride: int = 1,
+) -> jax.Array:
+    """function(x, kernel) on each device's own shard of a video activation, with the whole kernel.
+
+    Args:
+      name: "frames" or "height". Along this axis a shard comes with `halo` (before, after) entries of its neighbours,
+        zeros at the ends, and `function` gives one entry back for each `stride` of the shard's own.
+
+    The partitioner is not left to do this: with inputs of the kernel over fsdp, its outputs over tensor, or a batch
+    that is not divided, convolutions and their gradients came out wrong by factors (jax 0.10.2).
+    """
+    mesh = _mesh.get()
+    parts = list(spec_of(mesh, x_BTHWC.shape, ("batch", "frames", "height", None, None)))
+    number = 1 if name == "frames" else 2
+    if parts[number] is not None:
+        own = x_BTHWC.shape[number] // mesh.shape[parts[number]]
+        if own < max(halo) or own % stride:
+            parts[number] = None
+    axis, spec = parts[number], PartitionSpec(*parts)
+
+    def local(x, kernel):
+        return function(_with_neighbours(x, number, axis, halo), kernel)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)(x_BTHWC, kernel)
+
+
+def _with_neighbours(x: jax.Array, number: int, axis: str | None, halo: tuple[int, int]) -> jax.Array:
+    """A shard with `halo` entries of the shards before and after it along axis `number`, zeros where there are none."""
+    before, after = halo
+    if axis is None:
+        return jnp.pad(x, [halo if i == number else (0, 0) for i in range(x.ndim)])
+    count, size = jax.lax.axis_size(axis), x.shape[number]
+    pieces = [x]
+    if before:
+        last = jax.lax.slice_in_dim(x, size - before, size, axis=number)
+        pieces.insert(0, jax.lax.ppermute(last, axis, [(i, i + 1) for i in range(count - 1)]))
+    if after:
+        first = jax.lax.slice_in_dim(x, 0, after, axis=number)
+        pieces.append(jax.lax.ppermute(first, axis, [(i + 1, i) for i in range(count - 1)]))
+    return jnp.concatenate(pieces, axis=number)

@@ -2,9 +2,9 @@
 
 Video activations are `x_BTHWC`. Spatial layers fold frames into the batch and temporal layers fold pixels into it,
 because two-dimensional and one-dimensional convolutions run more than twice as fast on a CPU as three-dimensional
-ones. Where frames or height are sharded over the mesh a fold would gather the activation, so there the same kernels run
-as three-dimensional convolutions, whose halo exchange the partitioner knows, and attention keeps its axes apart.
-`foldable` makes that choice, here and nowhere else.
+ones. Where frames or height are sharded over the mesh a fold would gather the activation, so there each device folds
+its own shard, which gets the edges of its neighbours first, and attention keeps its axes apart. `foldable` makes that
+choice, here and nowhere else.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imagen_video_jax import partitioning
-from imagen_video_jax.partitioning import constrain
+from imagen_video_jax.partitioning import constrain, over_shards
 
 
 def truncated_normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> jax.Array:
@@ -116,39 +116,52 @@ def foldable() -> bool:
     return not (partitioning.sharded("frames") or partitioning.sharded("height"))
 
 
-def _in_place(x_BTHWC: jax.Array, kernel: jax.Array, strides: tuple[int, int, int]) -> jax.Array:
-    """A three-dimensional convolution, kernel (kt, kh, kw, in, out), laid over the mesh as `constrain` allows.
-
-    Left to itself the partitioner also makes shards of one row, and those came out wrong (partitioning.LEAST).
-    """
-    x = constrain(x_BTHWC, "batch", "frames", "height")
-    y = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-    return constrain(y, "batch", "frames", "height")
-
-
 def spatial_convolution(x_BTHWC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves each frame with kernel (kh, kw, in, out)."""
-    B, T, H, W, C = x_BTHWC.shape
-    if not foldable():
-        return _in_place(x_BTHWC, kernel[None], (1, stride, stride))
-    x = x_BTHWC.reshape(B * T, H, W, C)
+    """Convolves each frame with kernel (kh, kw, in, out), "same" padding."""
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        y = x @ kernel[0, 0]
-    else:
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    return y.reshape(B, T, *y.shape[1:])
+        return x_BTHWC @ kernel[0, 0]
+    H, W = x_BTHWC.shape[2:4]
+    across = _same(W, kernel.shape[1], stride)
+    if foldable():
+        return _convolve_frames(x_BTHWC, kernel, stride, (_same(H, kernel.shape[0], stride), across))
+
+    def convolve(x_BTHWC, kernel):
+        return _convolve_frames(x_BTHWC, kernel, stride, ((0, 0), across))
+
+    halo = _same(H, kernel.shape[0], stride)
+    return constrain(over_shards(convolve, x_BTHWC, kernel, "height", halo, stride), "batch", "frames", "height")
 
 
 def temporal_convolution(x_BTHWC: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves each pixel over frames with kernel (kt, in, out)."""
+    """Convolves each pixel over frames with kernel (kt, in, out), "same" padding."""
+    padding = _same(x_BTHWC.shape[1], kernel.shape[0], 1)
+    if foldable():
+        return _convolve_pixels(x_BTHWC, kernel, padding)
+
+    def convolve(x_BTHWC, kernel):
+        return _convolve_pixels(x_BTHWC, kernel, (0, 0))
+
+    return constrain(over_shards(convolve, x_BTHWC, kernel, "frames", padding), "batch", "frames", "height")
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis, so that ceil(size / stride) positions come out."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _convolve_frames(x_BTHWC, kernel, stride: int, padding):
     B, T, H, W, C = x_BTHWC.shape
-    if not foldable():
-        return _in_place(x_BTHWC, kernel[:, None, None], (1, 1, 1))
+    x = x_BTHWC.reshape(B * T, H, W, C)
+    y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y.reshape(B, T, *y.shape[1:])
+
+
+def _convolve_pixels(x_BTHWC, kernel, padding):
+    B, T, H, W, C = x_BTHWC.shape
     x = x_BTHWC.transpose(0, 2, 3, 1, 4).reshape(B * H * W, T, C)
-    y = jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    return y.reshape(B, H, W, T, -1).transpose(0, 3, 1, 2, 4)
+    y = jax.lax.conv_general_dilated(x, kernel, (1,), (padding,), dimension_numbers=("NWC", "WIO", "NWC"))
+    return y.reshape(B, H, W, *y.shape[1:]).transpose(0, 3, 1, 2, 4)
 
 
 def space_to_depth(x_BTHWC: jax.Array, factor: int) -> jax.Array:

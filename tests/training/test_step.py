@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_video_jax import partitioning
+from imagen_video_jax import chips, partitioning
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
 from imagen_video_jax.training.state import abstract_state, initial_state, shardings_of
-from imagen_video_jax.training.step import StepConfig, gradients_of, make_train_step
+from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, loss_of, make_train_step
 from tests.stages.stage_kinds import NAMES, random_batch, smallest
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup=2)
@@ -56,6 +56,75 @@ def test_eight_devices_equal_one(name):
     kernels = [leaf for leaf in jax.tree.leaves(sharded_state.params) if leaf.ndim == 4]
     assert any(not kernel.sharding.is_fully_replicated for kernel in kernels)
     assert int(state.step) == int(sharded_state.step) == 3
+
+
+def loss_and_gradients(config, params, batch, mesh=None):
+    """Of one video batch, on one device or laid over a mesh, everything in float32."""
+    stage = Stage(config)
+
+    def traced(params, batches):
+        with partitioning.activate(mesh):
+            loss = loss_of(stage, OWN_LOSS, {})
+            return gradients_of(loss, params, batches, jax.random.key(1), StepConfig())
+
+    if mesh is not None:
+        batch = partitioning.put_batch(mesh, batch)
+        network = stage.network
+        params = jax.tree.map(jax.device_put, params, partitioning.shardings_of(mesh, network.abstract, network.axes))
+    compiled = jax.jit(traced).lower(params, {"video": batch}).compile()
+    (loss, _), gradients = compiled(params, {"video": batch})
+    return float(loss), gradients, compiled.as_text()
+
+
+def assert_close(gradients, expected):
+    """Within 1e-5 of the largest number of each array."""
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        assert np.abs(ours - theirs).max() <= 1e-5 * max(np.abs(theirs).max(), 1e-3)
+
+
+def perturbed(config):
+    """Weights among which no projection is still zero: every layer has a gradient."""
+    params = jax.jit(Stage(config).init)(jax.random.key(0))
+    return jax.tree.map(lambda a: a + 0.05 * np.random.default_rng(a.size).normal(size=a.shape), params)
+
+
+@pytest.mark.slow  # the convolutions alone are held against one device in tests/models/test_layers.py
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (NAMES[6], MeshShape(data=1, fsdp=2, frames=2, height=2)),
+        (NAMES[5], MeshShape(data=1, tensor=2, frames=2, height=2)),
+    ],
+    ids=["spatial_sr", "temporal_sr"],
+)
+def test_training_with_frames_and_height_over_devices_has_the_loss_and_gradients_of_one(name, shape):
+    config = smallest(name, frames=8, height=16, width=8, crop=None, text_drop=0.0)
+    batch, params = random_batch(config, size=2), perturbed(config)
+    expected_loss, expected, _ = loss_and_gradients(config, params, batch)
+    loss, gradients, program = loss_and_gradients(config, params, batch, partitioning.make_mesh(shape))
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_close(gradients, expected)
+    assert " collective-permute" in program, "the edges of shards have to be exchanged"
+
+
+def test_remat_that_keeps_products_has_the_loss_and_gradients_of_the_one_that_keeps_nothing():
+    results, config = [], smallest(NAMES[0])
+    batch, params = random_batch(config, size=2), perturbed(config)
+    again = {}
+    for policy in ("nothing", "products"):
+        network = dataclasses.replace(config.network, remat=True, remat_policy=policy)
+        changed = dataclasses.replace(config, network=network)
+        results.append(loss_and_gradients(changed, params, batch))
+        own = loss_of(Stage(changed), OWN_LOSS, {})
+        cost = chips.count(
+            lambda p, f=own: gradients_of(f, p, {"video": batch}, jax.random.key(1), StepConfig()), params
+        )
+        again[policy] = cost.recomputed / cost.flops
+    (expected_loss, expected, _), (loss, gradients, _) = results
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_close(gradients, expected)
+    assert again["products"] < 0.02 < 0.15 < again["nothing"], "what is kept is not computed again"
 
 
 def test_accumulated_gradients_are_the_gradients_of_the_whole_batch():

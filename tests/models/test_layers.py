@@ -1,0 +1,66 @@
+"""Convolutions whose frames and height lie on several devices: values and gradients of one device, edges exchanged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from imagen_video_jax import chips, partitioning
+from imagen_video_jax.models.layers import spatial_convolution, temporal_convolution
+from imagen_video_jax.partitioning import MeshShape
+
+WEIGHTS_SHARDED = MeshShape(data=1, fsdp=2, frames=2, height=2)
+
+
+def program(convolution, mesh):
+    """x, kernel -> y and the gradients of something of it."""
+
+    def run(x_BTHWC, kernel):
+        with partitioning.activate(mesh):
+            x = partitioning.constrain(x_BTHWC, "batch", "frames", "height")
+            y, back = jax.vjp(convolution, x, kernel)
+            return y, *back(jnp.sin(y))
+
+    return run
+
+
+def assert_equal_on(shape, convolution, kernel_size, size, *, exchanged=True):
+    """Holds a convolution of a batch of `size` (B, T, H, W) on a mesh against one device."""
+    rng, mesh = np.random.default_rng(0), partitioning.make_mesh(shape)
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((*size, 8), (*kernel_size, 8, 16)))
+    names = (*(None for _ in kernel_size), "conv_in", "conv_out")
+    placed = jax.device_put(kernel, NamedSharding(mesh, partitioning.spec_of(mesh, kernel.shape, names)))
+    compiled = jax.jit(program(convolution, mesh)).lower(x, placed).compile()
+    for ours, one in zip(compiled(x, placed), jax.jit(program(convolution, None))(x, kernel), strict=True):
+        np.testing.assert_allclose(ours, one, atol=3e-6 * np.abs(one).max())
+    text = compiled.as_text()
+    assert (" collective-permute(" in text) == exchanged
+    assert " all-to-all(" not in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [(WEIGHTS_SHARDED, 2), (WEIGHTS_SHARDED, 1), (MeshShape(data=1, tensor=2, frames=2, height=2), 2)],
+    ids=["kernel inputs sharded", "and the batch whole", "kernel outputs sharded"],
+)
+def test_what_lies_over_frames_and_height_is_convolved_as_on_one_device(shape, batch):
+    def both(x, kernel):
+        return spatial_convolution(x, kernel, 1) + temporal_convolution(x, kernel[:, 1])
+
+    assert_equal_on(shape, both, (3, 3), (batch, 8, 4, 3))
+
+
+@pytest.mark.parametrize(("rows", "exchanged"), [(8, True), (6, False)], ids=["even shards", "shards of three rows"])
+def test_a_stride_takes_the_same_pixels_on_any_mesh(rows, exchanged):
+    def halve(x, kernel):
+        return spatial_convolution(x, kernel, 2)
+
+    assert_equal_on(WEIGHTS_SHARDED, halve, (3, 3), (2, 4, rows, 5), exchanged=exchanged)
+
+
+def test_flops_are_those_of_the_whole_video_on_any_mesh():
+    x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 6, 16), np.float32), jax.ShapeDtypeStruct((3, 16, 16), np.float32)
+    for shape in (WEIGHTS_SHARDED, MeshShape(data=1, tensor=2, frames=2, height=2)):
+        cost = chips.count(program(temporal_convolution, partitioning.make_mesh(shape)), x, kernel)
+        assert cost.flops == pytest.approx(3 * 2 * 2 * 8 * 8 * 6 * 16 * 16 * 3, rel=0.2)

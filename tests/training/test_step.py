@@ -108,6 +108,7 @@ def test_training_with_frames_and_height_over_devices_has_the_loss_and_gradients
     assert " collective-permute" in program, "the edges of shards have to be exchanged"
 
 
+@pytest.mark.slow  # two train programs, compiled for this alone
 def test_remat_that_keeps_products_has_the_loss_and_gradients_of_the_one_that_keeps_nothing():
     results, config = [], smallest(NAMES[0])
     batch, params = random_batch(config, size=2), perturbed(config)

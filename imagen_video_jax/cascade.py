@@ -236,10 +236,10 @@ class Cascade:
             known = None
             if known_BTHWC is not None:
                 known = self._known(known_BTHWC, index, stop, base_size)
-            changes = (samplers or {}).get(index, {})
-            run = self._program(index, changes, base_size, reconstruction if known is not None else 0.0)
+            sampler = changed_sampler(member.stage.config, (samplers or {}).get(index, {}))
+            run = self._program(index, sampler, base_size, reconstruction if known is not None else 0.0)
             given = self._spread((text, mask, opposite, index_B, seed_B, video, known))
-            video = run(member.params, *given)
+            video = run(member.params, sampler.weights_S, *given)
             if not bool(jnp.isfinite(video).all()):
                 raise UserError(f"stage {self.names[index]} sampled NaN or infinity", DIVERGED)
             if on_stage is not None:
@@ -286,14 +286,14 @@ class Cascade:
             ) from None
         return height, width
 
-    def _program(self, index: int, changes: dict, base_size, reconstruction: float):
-        key = (index, base_size, reconstruction, tuple(sorted(changes.items())))
+    def _program(self, index: int, sampler: SamplerConfig, base_size, reconstruction: float):
+        sampler = sampler.at_unit_weights()
+        key = (index, base_size, reconstruction, sampler)
         if key not in self._compiled:
             stage = self.members[index].stage
-            sampler = changed_sampler(stage.config, changes)
 
             @jax.jit
-            def run(params, text_BLD, text_mask_BL, negative, index_B, seed_B, low_BTHWC, known_BTHWC):
+            def run(params, weights_S, text_BLD, text_mask_BL, negative, index_B, seed_B, low_BTHWC, known_BTHWC):
                 with partitioning.activate(self.mesh):
                     return stage.sample(
                         params,
@@ -305,6 +305,7 @@ class Cascade:
                         size=base_size,
                         negative=negative,
                         sampler=sampler,
+                        weights_S=weights_S,
                         known_BTHWC=known_BTHWC,
                         reconstruction=reconstruction,
                     )

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from imagen_video_jax import sampling
-from imagen_video_jax.cascade import Cascade, Member
+from imagen_video_jax.cascade import Cascade, Member, changed_sampler, fit_length
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import make_mesh
 from imagen_video_jax.sampling import SampleRequest, sample_with
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.video.files import read_video, write_video
+from imagen_video_jax.video.frames import to_uint8
 from tests.stages.stage_kinds import NAMES, smallest
 
 PROMPTS = ("a red circle", "a blue square", "a green star")
@@ -88,6 +89,35 @@ def test_a_batch_spread_over_devices_is_the_batch_of_one(cascade):
     spread = cascade.sample(["a red circle"] * 8, **options)
     alone = cascade.sample(["a red circle"] * 3, **options)
     assert np.abs(spread[:3].astype(int) - alone).max() <= 1
+
+
+def test_constant_guidance_weights_share_one_program_and_give_what_programs_of_their_own_do(cascade, monkeypatch):
+    traced, real = [], Stage.sample
+
+    def counted(self, *rest, **options):
+        traced.append(options["sampler"])
+        return real(self, *rest, **options)
+
+    monkeypatch.setattr(Stage, "sample", counted)
+    calls = {"steps": 3, "interval": (0.2, 0.8)}
+    videos = {
+        weight: cascade.sample(PROMPTS, samplers={0: {**calls, "guidance": weight}}, stop=1)
+        for weight in (0.5, 2.0, 7.0, 0.0)
+    }
+    assert len(traced) == 2, "one for guidance and one for none"
+    assert np.abs(videos[0.5].astype(int) - videos[7.0]).max() > 0
+    member = cascade.members[0]
+    text_BLD, text_mask_BL = (fit_length(one, member.stage.config.text_length) for one in encoder(PROMPTS))
+    own = real(
+        member.stage,
+        member.params,
+        text_BLD=text_BLD,
+        text_mask_BL=text_mask_BL,
+        index_B=np.arange(3),
+        seed=0,
+        sampler=changed_sampler(member.stage.config, {**calls, "guidance": 7.0}),
+    )
+    assert np.abs(videos[7.0].astype(int) - to_uint8(own)).max() <= 1
 
 
 def test_given_frames_come_out_as_given_and_lead_the_others(cascade, tmp_path):

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from imagen_video_jax.diffusion import gaussian
+from imagen_video_jax.diffusion import gaussian, guidance
 from imagen_video_jax.diffusion.schedules import Schedule
 
 SAMPLERS = ("ddim", "ancestral", "dpmpp_2m", "distilled")
@@ -76,6 +77,24 @@ class SamplerConfig:
             raise ValueError(f"sampler.interval must be two rising times in [0, 1], got {self.interval}")
         if not 0.0 < self.percentile <= 100.0:
             raise ValueError(f"sampler.percentile must be in (0, 100], got {self.percentile}")
+
+    @property
+    def weights_S(self) -> np.ndarray:
+        """The guidance weight of each step, float32 [steps]."""
+        return guidance.weights(
+            guidance=self.guidance,
+            low=self.guidance_low,
+            opening=self.opening,
+            interval=self.interval,
+            steps=self.steps,
+        )
+
+    def at_unit_weights(self) -> "SamplerConfig":
+        """The same for all weights that act in the same steps: a program that takes weights as arguments is of this."""
+        low = self.guidance_low
+        return dataclasses.replace(
+            self, guidance=float(self.guidance > 0), guidance_low=None if low is None else float(low > 0)
+        )
 
 
 def grid(schedule: Schedule, steps: int) -> jax.Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from imagen_video_jax.evaluation.report import COLOURS
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 32, 44
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,21 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def chart(series: Mapping[str, Sequence[Point]], *, x: str, y: str, width: int = 560, height: int = 320) -> str:
-    """An SVG of curves with a legend below; x and y name the axes."""
+def chart(
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x: str,
+    y: str,
+    width: int = 560,
+    height: int = 320,
+    level: tuple[float, str] | None = None,
+) -> str:
+    """An SVG of curves with a legend below; x and y name the axes, `level` is a dashed line with its name."""
     points = [point for curve in series.values() for point in curve]
     if not points:
         return "<p>(no data)</p>"
     x_ticks = ticks(*_range([point.x for point in points]))
-    y_ticks = ticks(*_range([v for p in points for v in (p.y, p.low, p.high) if v is not None]))
+    y_ticks = ticks(*_range([v for p in points for v in (p.y, p.low, p.high) if v is not None] + [*(level or ())[:1]]))
     legend = 18 * len(series) if len(series) > 1 else 0
 
     def at_x(value: float) -> float:
@@ -49,6 +57,12 @@ def chart(series: Mapping[str, Sequence[Point]], *, x: str, y: str, width: int =
 
     parts = [f'<svg width="{width}" height="{height + legend}" role="img" aria-label="{html.escape(f"{y} by {x}")}">']
     parts += _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y)
+    if level is not None:
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at_y(level[0]):.1f}" y2="{at_y(level[0]):.1f}" '
+            f'stroke="#666" stroke-dasharray="5 4"/><text x="{width - _RIGHT}" y="{at_y(level[0]) - 4:.1f}" '
+            f'font-size="11" fill="#666" text-anchor="end">{html.escape(level[1])}</text>'
+        )
     for number, (name, curve) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         parts += _curve(curve, colour, at_x, at_y)
@@ -78,11 +92,9 @@ def _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y) -> list[str]:
             f'<text x="{at_x(value):.1f}" y="{height - _BOTTOM + 15}" font-size="11" text-anchor="middle">'
             f"{value:.4g}</text>"
         )
-    middle = (_TOP + height - _BOTTOM) / 2
     parts.append(
         f'<text x="{(width + _LEFT) / 2}" y="{height - 10}" font-size="12" text-anchor="middle">{html.escape(x)}</text>'
-        f'<text x="14" y="{middle}" font-size="12" text-anchor="middle" transform="rotate(-90 14 {middle})">'
-        f"{html.escape(y)}</text>"
+        f'<text x="8" y="17" font-size="13" font-weight="bold">{html.escape(y)}</text>'
     )
     return parts
 

@@ -20,7 +20,16 @@ from imagen_video_jax.evaluation import noise_levels, pinned, scenes, sweep_repo
 from imagen_video_jax.evaluation.cell_samples import SECONDS, SHIFTS, CellSampler
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.folders import read_set
-from imagen_video_jax.evaluation.metrics import METRICS, Options, VideoSet, check_names, described, measure, unable
+from imagen_video_jax.evaluation.metrics import (
+    METRICS,
+    Options,
+    VideoSet,
+    check_names,
+    described,
+    frechet_extractors,
+    measure,
+    unable,
+)
 from imagen_video_jax.evaluation.networks import open_extractor
 from imagen_video_jax.evaluation.sweep import Cell, SweepConfig, Trained, cells_of, committed, digest_of
 from imagen_video_jax.evaluation.video_folders import list_videos
@@ -130,6 +139,13 @@ class _Sweep:
         return tuple(chosen), {key: one for key, one in extractors.items() if key in used}
 
     def _real(self) -> VideoSet | None:
+        """The real videos; what is read off them is kept in the user cache, for all sweeps."""
+        store = FeatureStore(storage.writable_folder(storage.user_cache() / "features"))
+        real = self._read_real(store)
+        needed = {name: self.extractors[name].key for name in frechet_extractors(self.metrics)}
+        return real and real.with_moments(store.folder, needed)
+
+    def _read_real(self, store: FeatureStore) -> VideoSet | None:
         bar, task = progress_bar("real videos", 1)
         with bar:
 
@@ -138,10 +154,10 @@ class _Sweep:
 
             if self.config.real:
                 items = list_videos(self.config.real, "real")
-                return read_set("real", items, self.extractors, self.store, progress).videos
+                return read_set("real", items, self.extractors, store, progress).videos
             if not self.prompts.scenes:
                 return None
-            return scenes.reference(self.prompts, self.sampler.size, self.extractors, self.store, progress)
+            return scenes.reference(self.prompts, self.sampler.size, self.extractors, store, progress)
 
     # One cell.
 
@@ -162,6 +178,8 @@ class _Sweep:
                 except UserError as error:
                     self._fail(cell.title, error)
                 bar.update(task, completed=number + 1)
+                if self.config.follow_minutes:
+                    self._cells()  # keeps checkpoints that training would delete before their turn
         self._unpin(cells)
         return True
 

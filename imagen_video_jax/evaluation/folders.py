@@ -13,7 +13,7 @@ import numpy as np
 
 from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
-from imagen_video_jax.evaluation.metrics import Options, VideoSet, measure, unable
+from imagen_video_jax.evaluation.metrics import Options, VideoSet, frechet_extractors, measure, unable
 from imagen_video_jax.evaluation.pairs import PairMeasure, compare_pairs, paired
 from imagen_video_jax.evaluation.video_folders import Item, list_videos, read_ahead
 from imagen_video_jax.video.reading import MediaError
@@ -61,6 +61,9 @@ def evaluate_folders(
             raise UserError(f"{name} {reason}")
     pairs = paired(listed["real"], listed["generated"]) if pair_measures else []
     sets = {what: read_set(what, items, extractors, store, progress) for what, items in listed.items()}
+    if "real" in sets:
+        needed = {name: extractors[name].key for name in frechet_extractors(names)}
+        sets["real"].videos = sets["real"].videos.with_moments(store.folder, needed)
     for one in pair_measures:
         sets["generated"].videos.features[one.name] = compare_pairs(one, pairs, store, progress)
     options = Options({key: one.text for key, one in extractors.items() if one.text}, pool)
@@ -137,7 +140,7 @@ def _collected(what: str, items, keys, found, wanted: set[str], skipped: list[st
     features = {name: [one[name] for one in arrays] for name in wanted - {"size"}}
     sizes = Counter((int(t), int(h), int(w), round(float(fps), 3)) for t, h, w, fps in (one["size"] for one in arrays))
     described = _described(kept)
-    videos = VideoSet(features, described.captions, described.labels)
+    videos = VideoSet(features, described.captions, described.labels, [keys[item.name] for item in kept])
     return ReadSet(videos, [item.name for item in kept], sizes, skipped or [""] * missing)
 
 

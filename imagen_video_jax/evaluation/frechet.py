@@ -7,6 +7,7 @@ the rank, instead of the root of a product, which may not. Everything is float64
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Moments:
         count, total = len(features), self.count + len(features)
         if not count:
             return
+        self.__dict__.pop("root_DD", None)
         mean_D = features.mean(0)
         centred = features - mean_D
         step_D = mean_D - self.mean_D
@@ -59,11 +61,16 @@ class Moments:
             raise ValueError(f"a covariance needs at least 2 features, got {self.count}")
         return self.scatter_DD / (self.count - 1)
 
+    @functools.cached_property
+    def root_DD(self) -> np.ndarray:
+        """The symmetric root of the covariance."""
+        return symmetric_root(self.covariance_DD)
+
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     """d^2 as above, never below 0; covariances of any rank."""
-    S1, S2 = first.covariance_DD, second.covariance_DD
-    return _distance(first.mean_D, second.mean_D, np.trace(S1) + np.trace(S2), symmetric_root(S1) @ symmetric_root(S2))
+    traces = np.trace(first.covariance_DD) + np.trace(second.covariance_DD)
+    return _distance(first.mean_D, second.mean_D, traces, first.root_DD @ second.root_DD)
 
 
 def frechet_of_samples(first_ND: np.ndarray, second_MD: np.ndarray) -> float:

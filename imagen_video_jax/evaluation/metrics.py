@@ -5,12 +5,13 @@ A number is one key of the result, its 95% interval another, `NAME_interval`.
 
 import dataclasses
 import difflib
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.evaluation import bootstrap, mmd, retrieval, steadiness
+from imagen_video_jax.evaluation import bootstrap, mmd, ocr, reference, retrieval, steadiness
 from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, rate
 
@@ -23,11 +24,30 @@ class VideoSet:
       features: extractor -> an array [N, D] per video.
       captions: one per video, "" where there is none.
       labels: one per video: what a motion_shapes video is to show, {} where nobody knows.
+      contents: one per video: what identifies it.
+      moments: extractor -> moments of its features, where they are kept.
     """
 
     features: Mapping[str, Sequence[np.ndarray]]
     captions: Sequence[str] = ()
     labels: Sequence[Mapping] = ()
+    contents: Sequence[str] = ()
+    moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+
+    def wanted_texts(self) -> list[str]:
+        """What each video is to show in letters, "" where nothing is asked for."""
+        return [ocr.wanted_text(caption, label) for caption, label in zip(self.captions, self.labels)]
+
+    def with_moments(self, folder: pathlib.Path, extractors: Mapping[str, str]) -> "VideoSet":
+        """The same with the moments of its features, found in `folder` or computed and kept there.
+
+        Args: extractors: name -> key of those whose moments some metric needs.
+        """
+        enough = [name for name in extractors if sum(map(len, self.features[name])) >= 2]
+        found = {
+            name: reference.moments(folder, extractors[name], self.contents, self.features[name]) for name in enough
+        }
+        return dataclasses.replace(self, moments=found)
 
     def stacked(self, extractor: str) -> np.ndarray:
         return np.concatenate(list(self.features[extractor]))
@@ -42,7 +62,7 @@ class Metric:
       compute: (name, Metric, real, generated, Options) -> keys and values.
       better: "lower", "higher", or "" where the real videos' value is the aim.
       text: what it is, for lists and reports.
-      needs_real, needs_captions, needs_labels: what it cannot do without.
+      needs_real, needs_captions, needs_labels, needs_words: what it cannot do without.
     """
 
     features: str
@@ -52,6 +72,7 @@ class Metric:
     needs_real: bool = False
     needs_captions: bool = False
     needs_labels: bool = False
+    needs_words: bool = False
 
 
 @dataclasses.dataclass
@@ -72,7 +93,8 @@ def _frechet(name: str, metric: Metric, real: VideoSet, generated: VideoSet, opt
     sizes, width = [sum(map(len, one)) for one in videos], videos[0][0].shape[1]
     if min(sizes) < 2:
         raise UserError(f"{name} needs at least 2 videos in each set, got {sizes[0]} real and {sizes[1]} generated")
-    value = frechet_distance(*(Moments.of(np.concatenate(one)) for one in videos))
+    sets = zip((real, generated), videos)
+    value = frechet_distance(*(s.moments.get(metric.features) or Moments.of(np.concatenate(one)) for s, one in sets))
     if min(sizes) < width + 1:
         options.notes.append(
             f"{name}: {min(sizes)} features are fewer than their {width} dimensions: the covariance is singular and "
@@ -166,7 +188,8 @@ def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Op
 
 
 def _judge(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
-    """Share of the videos in which the judge reads what the labels say, with Wilson intervals; of real ones, too."""
+    """Share of videos in which the judge reads all that the labels say of colour, shape and motion, and each attribute
+    alone, with Wilson intervals; of real ones, too."""
     found = _read_by_judge(name, "", metric, generated)
     if real is not None and any(real.labels) and metric.features in real.features:
         found |= _read_by_judge(name, "_real", metric, real)
@@ -180,15 +203,38 @@ def _read_by_judge(name: str, ending: str, metric: Metric, videos: VideoSet) -> 
         for reading, label in zip(readings, videos.labels)
     ]
     for hit in hits:
-        if {"colour", "shape", "motion"} <= set(hit):
-            hit["all"] = hit["colour"] and hit["shape"] and hit["motion"]
+        hit[""] = all(hit[a] for a in ("colour", "shape", "motion") if a in hit)
     found = {}
-    for attribute in (*ATTRIBUTES, "all"):
-        values = [hit[attribute] for hit in hits if attribute in hit]
+    for attribute in ("", *ATTRIBUTES):
+        values = [hit[attribute] for hit in hits if attribute in hit and len(hit) > 1]
         if values:
-            scored, key = rate(sum(values), len(values)), f"{name}_{attribute}{ending}"
+            scored, key = rate(sum(values), len(values)), f"{name}_{attribute}".rstrip("_") + ending
             found |= {key: scored["accuracy"], f"{key}_interval": scored["interval"]}
     return found
+
+
+def _ocr(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
+    """Share of the videos that are to show a text and do, and of its letters, NAME_letters; of real ones, too."""
+    found = _read_by_ocr(name, "", metric, generated)
+    asked = sum(map(bool, generated.wanted_texts()))
+    if asked < len(generated.captions):
+        options.notes.append(f"{name}: {asked} of {len(generated.captions)} videos are to show a text")
+    if real is not None and metric.features in real.features and any(real.wanted_texts()):
+        found |= _read_by_ocr(name, "_real", metric, real)
+    return found
+
+
+def _read_by_ocr(name: str, ending: str, metric: Metric, videos: VideoSet) -> dict:
+    letters = np.array(
+        [
+            ocr.similarity([str(text) for text in texts_N1[:, 0]], wanted)
+            for texts_N1, wanted in zip(videos.features[metric.features], videos.wanted_texts())
+            if wanted
+        ]
+    )
+    scored = rate(int(np.sum(letters == 1.0)), len(letters))
+    words = {f"{name}{ending}": scored["accuracy"], f"{name}{ending}_interval": scored["interval"]}
+    return words | described(f"{name}_letters{ending}", letters)
 
 
 _PIXEL_TEXTS = {
@@ -223,7 +269,14 @@ METRICS: dict[str, Metric] = {
         for column, name in enumerate(steadiness.MEASURES)
     },
     "judge": Metric(
-        "judge", _judge, "higher", "share of motion_shapes attributes that the judge reads as asked", needs_labels=True
+        "judge",
+        _judge,
+        "higher",
+        "share of motion_shapes videos in which the judge reads colour, shape and motion as asked (judge_X: X alone)",
+        needs_labels=True,
+    ),
+    "ocr": Metric(
+        "ocr", _ocr, "higher", "share of the videos that are to show a text in which it can be read", needs_words=True
     ),
 }  # fmt: skip
 
@@ -240,6 +293,11 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def frechet_extractors(names: Sequence[str]) -> tuple[str, ...]:
+    """The extractors of whose features these metrics need moments."""
+    return tuple(dict.fromkeys(METRICS[name].features for name in names if METRICS[name].compute is _frechet))
+
+
 def unable(name: str, real: VideoSet | None, generated: VideoSet) -> str | None:
     """Why a metric cannot be had of these sets, or None."""
     metric = METRICS[name]
@@ -249,6 +307,8 @@ def unable(name: str, real: VideoSet | None, generated: VideoSet) -> str | None:
         return "needs a caption for every generated video (captions.jsonl, samples.jsonl or .txt files beside them)"
     if metric.needs_labels and not any(generated.labels):
         return "needs motion_shapes labels of the generated videos (a captions.jsonl with colour, shape, motion)"
+    if metric.needs_words and not any(generated.wanted_texts()):
+        return 'needs generated videos whose captions ask for a text in double quotes (or have the label "word")'
     return None
 
 

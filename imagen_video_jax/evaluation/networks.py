@@ -7,7 +7,7 @@ import numpy as np
 
 from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
-from imagen_video_jax.evaluation import clip, i3d, inception
+from imagen_video_jax.evaluation import clip, i3d, inception, ocr
 from imagen_video_jax.evaluation import scorer as scorers
 from imagen_video_jax.evaluation.features import Extractor, fingerprint_of, pixel_extractor
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, WEIGHTS, Judge
@@ -56,6 +56,11 @@ def _scorer(weights: Weights) -> Extractor:
     return Extractor("scorer", fingerprint, 0, read, scorer.text_features)
 
 
+def _ocr(weights: Weights) -> Extractor:
+    reader = ocr.Reader()
+    return Extractor("ocr", reader.fingerprint, 0, reader)
+
+
 def _i3d(weights: Weights) -> Extractor:
     if weights.frames < i3d.LEAST_FRAMES:
         raise UserError(f"I3D takes clips of at least {i3d.LEAST_FRAMES} frames, got frames {weights.frames}")
@@ -83,6 +88,7 @@ _OPENERS: dict[str, Callable[[Weights], Extractor]] = {
     "pixels": _pixels,
     "judge": _judge,
     "scorer": _scorer,
+    "ocr": _ocr,
     "i3d": _i3d,
     "inception": _inception,
     "clip": _clip,

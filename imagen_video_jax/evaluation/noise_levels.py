@@ -1,5 +1,6 @@
 """The validation loss of one stage by noise level: where a checkpoint is better than the last, and where worse."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def losses(stage: Stage, params, videos: Sequence[np.ndarray], text_BLD, mask_BL
     count, size = len(videos), min(batch, len(videos))
     length = stage.config.text_length
     text, mask = fit_length(text_BLD, length).astype(np.float32), fit_length(mask_BL, length).astype(bool)
-    evaluate = jax.jit(lambda *arguments: stage.loss(*arguments, slots=count))
+    evaluate = _program(stage, count)
     rows = []
     for repeat in range(REPEATS):
         key, found = jax.random.fold_in(jax.random.key(0), repeat), []
@@ -44,6 +45,12 @@ def losses(stage: Stage, params, videos: Sequence[np.ndarray], text_BLD, mask_BL
             found.append(np.stack([np.asarray(loss_B), np.asarray(logsnr_B)], -1)[slots < count])
         rows.append(np.concatenate(found))
     return np.stack(rows)
+
+
+@functools.lru_cache(8)
+def _program(stage: Stage, slots: int):
+    """Compiled once for all checkpoints of a stage."""
+    return jax.jit(lambda *arguments: stage.loss(*arguments, slots=slots))
 
 
 def by_level(losses_RN2: np.ndarray) -> dict:

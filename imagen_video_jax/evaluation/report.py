@@ -11,7 +11,9 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; }
 table { border-collapse: collapse; } td, th { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; }
 .videos { display: flex; flex-wrap: wrap; gap: 14px; } figure { margin: 0; width: 240px; }
 video { width: 240px; image-rendering: pixelated; background: #eee; } figcaption { font-size: .85em; color: #555; }
-.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-size: .9em; }
+.wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-size: .9em; vertical-align: top; }
+.wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
+td small { color: #777; }
 .grid td, .grid th { min-width: 150px; white-space: normal; vertical-align: top; } .grid video { width: 150px; }
 .charts { display: flex; flex-wrap: wrap; gap: 16px; }
 code { background: #f4f4f4; padding: .1em .3em; } svg { background: #fafafa; }
@@ -35,8 +37,14 @@ class Report:
         self.parts.append(f"<p><code>{html.escape(text)}</code></p>")
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
+        """A table whose first column stays when it is scrolled; the second line of a cell is in small print."""
+
+        def shown(cell) -> str:
+            first, *rest = html.escape(str(cell)).split("\n")
+            return first + "".join(f"<br><small>{line}</small>" for line in rest)
+
         def line(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{shown(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(line(row, "td") for row in rows)
         self.parts.append(f'<div class="wide"><table>{line(header, "th")}{body}</table></div>')

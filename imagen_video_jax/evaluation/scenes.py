@@ -58,6 +58,7 @@ def reference(
 ) -> VideoSet:
     """Features of the scenes as they really look; drawn and read once, then found in the store."""
     features: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
+    contents = []
     for done, scene in enumerate(prompts.scenes, 1):
         key = digest_of("scene", motion_shapes.VERSION, repr(scene), size)
         found = {name: store.get(extractor.key, key) for name, extractor in extractors.items()}
@@ -67,7 +68,8 @@ def reference(
                 if found[name] is None:
                     found[name] = extractor(video_THWC, f"scene {done - 1}")
                     store.put(extractor.key, key, found[name])
+        contents.append(key)
         for name, array in found.items():
             features[name].append(array)
         progress("real videos", done, len(prompts.scenes))
-    return VideoSet(features, prompts.captions, prompts.labels)
+    return VideoSet(features, prompts.captions, prompts.labels, contents)

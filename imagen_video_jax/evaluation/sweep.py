@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -67,6 +68,11 @@ class SweepConfig:
         for field, least in (("videos", 1), ("batch", 1), ("frames", 2), ("pool", 2), ("loss_clips", 0), ("shown", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        for field, values in (("guidance", self.guidance), ("follow_minutes", (self.follow_minutes,))):
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{field} must be finite, got {getattr(self, field)}")
+        if self.follow_minutes < 0:
+            raise ValueError(f"follow_minutes must be at least 0, got {self.follow_minutes}")
         for field, values in (("guidance", self.guidance), ("steps", self.steps), ("seeds", self.seeds)):
             if min(values) < 0:
                 raise ValueError(f"{field} must be at least 0, got {min(values)}")

@@ -10,7 +10,7 @@ from imagen_video_jax.evaluation.report import Report, video_source
 from imagen_video_jax.evaluation.scenes import Prompts
 
 DISTANCES = ("fvd", "fid", "kvd", "kid", "cmmd")
-ALIGNMENTS = ("clip_score", "clip_r_precision", "scorer_score", "scorer_r_precision", "judge_all")
+ALIGNMENTS = ("clip_score", "clip_r_precision", "scorer_score", "scorer_r_precision", "judge")
 _EMBEDDED = 24 << 20  # bytes of videos within the page; more stay files beside it
 _COLUMNS = 12  # cells in the grid of videos
 
@@ -22,7 +22,7 @@ def page(workdir: pathlib.Path, rows: list[dict], prompts: Prompts, left_out: di
     frames, height, width, fps = rows[-1]["size"]
     report.paragraph(
         f"{len(rows)} cells of {rows[-1]['videos']} videos each, {frames} frames of {height}x{width} at {fps:g} fps, "
-        f"against {rows[-1]['real_videos']} real videos. Numbers in brackets are 95% bootstrap intervals over videos."
+        f"against {rows[-1]['real_videos']} real videos. Small print: 95% intervals over videos."
     )
     _table(report, rows)
     _notes(report, rows, left_out, failed)
@@ -53,7 +53,7 @@ def _text(metrics: dict, name: str) -> str:
     if name not in metrics:
         return ""
     value, interval = metrics[name], metrics.get(f"{name}_interval")
-    return f"{value:.4g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
+    return f"{value:.4g}" + (f"\n{interval[0]:.3g} to {interval[1]:.3g}" if interval else "")
 
 
 def _table(report: Report, rows: list[dict]) -> None:
@@ -119,7 +119,9 @@ def _over(report: Report, rows: list[dict], field: str, title: str, label: str) 
             known = [row for row in members if name in row["metrics"]]
             if known:
                 series[group] = [_point(row, field, name) for row in known]
-        charts.append(chart(series, x=label, y=name, width=420, height=260))
+        real = rows[-1]["metrics"].get(f"{name}_real")
+        level = None if real is None else (real, "real videos")
+        charts.append(chart(series, x=label, y=name, width=420, height=280, level=level))
     report.side_by_side(charts)
 
 

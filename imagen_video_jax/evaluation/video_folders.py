@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ def list_videos(path: str, what: str) -> list[Item]:
         return _of_source(path, what)
     rows = _rows_of_samples(folder)
     if rows is None:
-        rows = read_manifest(folder / MANIFEST)[0] if (folder / MANIFEST).is_file() else {}
+        rows = _rows_of_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         names = sorted(_names_below(folder))
     else:
         names = sorted(rows)
@@ -81,6 +82,15 @@ def _names_below(folder: pathlib.Path) -> Iterator[str]:
         parts = file.relative_to(folder).parts
         if file.suffix.lower() in VIDEO_ENDINGS and not any(p.startswith(".") for p in parts) and not file.is_dir():
             yield "/".join(parts)
+
+
+def _rows_of_manifest(path: pathlib.Path) -> dict[str, Row]:
+    """What captions.jsonl says; lines that cannot be used are counted on stderr."""
+    rows, problems = read_manifest(path)
+    if problems:
+        first = f"line {problems[0].line}: {problems[0].reason}" if problems[0].line else problems[0].reason
+        print(f"warning: {len(problems)} lines of {path} cannot be used, the first: {first}", file=sys.stderr)
+    return rows
 
 
 def _rows_of_samples(folder: pathlib.Path) -> dict[str, Row] | None:

@@ -236,6 +236,7 @@ class Stage:
         size: tuple[int, int] | None = None,
         negative: Text | None = None,
         sampler: SamplerConfig | None = None,
+        weights_S=None,
         known_BTHWC=None,
         reconstruction: float = 0.0,
     ) -> jax.Array:
@@ -247,6 +248,8 @@ class Stage:
             convolutional stages). None for the base.
           size: (height, width) of the base's output where it is not the configured one.
           negative: text that guidance leads away from, instead of the null text.
+          weights_S: guidance weight of each step where the sampler's are to be replaced, e.g. by an argument of a
+            compiled program; zero in the same steps, which are compiled without guidance.
           known_BTHWC: the first frames of the videos in [-1, 1], at this stage's size, where they are given.
           reconstruction: weight with which the rest is led to fit them (see `_reconstructed`).
         """
@@ -273,13 +276,7 @@ class Stage:
             keys = jax.vmap(lambda key: jax.random.fold_in(named_key(key, "step"), index))(keys_B)
             return constrain(normal(keys, shape), "batch", "frames", "height")
 
-        weights_S = guidance.weights(
-            guidance=sampler.guidance,
-            low=sampler.guidance_low,
-            opening=sampler.opening,
-            interval=sampler.interval,
-            steps=sampler.steps,
-        )
+        weights_S = sampler.weights_S if weights_S is None else weights_S
         guided = functools.partial(
             self._guided_x, params, conditions, conditions.unconditional(negative), weights_S, sampler
         )
@@ -331,20 +328,20 @@ class Stage:
 
     def _guided_x(self, params, conditions, opposite, weights_S, sampler, z, logsnr, index, memory):
         """The guided estimate of x at one noise level, and what guidance remembers of it."""
-        weight = jnp.asarray(weights_S)[index]
+        weight, acts_S = jnp.asarray(weights_S)[index], sampler.weights_S != 0.0
         if self.config.network.guidance:
             given = dataclasses.replace(conditions, guidance_B=jnp.full((z.shape[0],), weight))
             x = self.estimate(params, z, jnp.full((z.shape[0],), logsnr), given)
-        elif not weights_S.any():
+        elif not acts_S.any():
             x = self.estimate(params, z, jnp.full((z.shape[0],), logsnr), conditions)
         else:
             guided = functools.partial(self._guided, params, conditions, opposite, sampler)
-            if weights_S.all():
+            if acts_S.all():
                 x, memory = guided(weight, z, logsnr, memory)
             else:
                 # Steps without guidance cost one network call, not two.
                 x, memory = jax.lax.cond(
-                    weight != 0.0,
+                    jnp.asarray(acts_S)[index],
                     guided,
                     lambda weight, z, logsnr, memory: (
                         self.estimate(params, z, jnp.full((z.shape[0],), logsnr), conditions),

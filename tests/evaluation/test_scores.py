@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from imagen_video_jax.evaluation import steadiness
+from imagen_video_jax.evaluation.metrics import Options, VideoSet, measure
 from imagen_video_jax.evaluation.retrieval import r_precision, similarity_scores
 
 
@@ -67,3 +68,13 @@ def test_colour_shift_compares_each_frame_with_the_input_of_its_moment():
     assert steadiness.colour_shift(np.repeat(low, 2, axis=0).repeat(3, 1).repeat(3, 2), low) == 0
     shifted = np.repeat(low, 2, axis=0) + np.array([3, 0, 4], np.uint8)
     assert steadiness.colour_shift(shifted, low) == pytest.approx(5)
+
+
+def test_the_judge_counts_a_video_only_where_its_labels_name_what_it_reads():
+    features = {"judge": [np.zeros((1, 5))] * 3}
+    labels = [{"colour": "red", "shape": "square"}, {"colour": "red"}, {"style": "flat"}]
+    found = measure("judge", None, VideoSet(features, labels=labels), Options())
+    # The third asks for no colour, shape or motion, so it is neither right nor wrong in them.
+    assert (found["judge"], found["judge_colour"], found["judge_shape"]) == (0.5, 1.0, 0.0)
+    only_style = measure("judge", None, VideoSet({"judge": [np.zeros((1, 5))]}, labels=labels[2:]), Options())
+    assert "judge" not in only_style

@@ -12,6 +12,7 @@ from imagen_video_jax import checkpoint, configs, storage
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.text.t5_encoder import T5Config
+from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.video.files import read_metadata, read_video, write_video
 from tests.text.t5_checkpoints import hugging_face, random_arrays, write_safetensors, write_t5x
 
@@ -81,7 +82,7 @@ def state_hashes(workdir):
 
 
 @pytest.mark.parametrize(("devices", "optimizer"), [(1, "muon"), (8, "adam")])
-def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices, optimizer, monkeypatch):
+def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices, optimizer, monkeypatch, capsys):
     fields = [f"--config.mesh.data={devices}", f"--config.optimizer.name={optimizer}"]
     assert train(world, tmp_path / "whole", 4, *fields) == 0
     assert train(world, tmp_path / "parts", 2, *fields) == 0
@@ -89,10 +90,15 @@ def test_resumed_equals_uninterrupted_to_the_byte(world, tmp_path, devices, opti
     monkeypatch.setattr(time, "time", lambda: now() - 4e8)  # the clock was set back meanwhile
     assert train(world, tmp_path / "parts", 4, *fields) == 0
     assert state_hashes(tmp_path / "whole") == state_hashes(tmp_path / "parts")
-    for folder in ("whole", "parts"):
-        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+    read = {folder: read_rows(tmp_path / folder / "metrics.jsonl") for folder in ("whole", "parts")}
+    for rows in read.values():
         assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
         assert all(np.isfinite(row["loss"]) for row in rows)
+    row = read["whole"][2]
+    assert sum(row[f"{name}_seconds"] for name in ("data", "device", "host")) == pytest.approx(row["step_seconds"])
+    assert row["examples_per_second"] == pytest.approx(16 / row["step_seconds"])
+    assert row["flops_per_second"] > 1e6
+    assert "examples/s" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_learn_goes_back_leaves_data_out_and_ends_with_exit_3(world, tmp_path, capsys):

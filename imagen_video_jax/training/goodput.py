@@ -94,6 +94,11 @@ class Ledger:
         with contextlib.suppress(OSError):
             storage.write_json(self._path, {"runs": [*self._earlier, self._run]})
 
+    def working(self) -> tuple[float, float]:
+        """Seconds of this run in the phases data and step until now."""
+        self._settle()
+        return tuple(self._run["seconds"].get(phase, 0.0) for phase in ("data", "step"))
+
     def totals(self) -> dict[str, float]:
         """Seconds in each phase, from the beginning of the first run until now."""
         self._settle()

@@ -10,6 +10,7 @@ one of them can know (its clock, a SIGTERM) enters the step as a number, and its
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -39,6 +40,7 @@ from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
 from imagen_video_jax.training.stopping import Stop, StopNow
+from imagen_video_jax.training.throughput import Throughput
 from imagen_video_jax.training.train_config import TrainConfig, check_divisible
 
 
@@ -113,6 +115,7 @@ class _Run:
         self.ending = GO_ON
         account = workdir / "goodput.json" if distributed.is_first() else None
         self.ledger = Ledger(account, start_step=self.start_step, deadlines=config.deadlines)
+        self.throughput = Throughput(self.ledger, self.mesh)
 
     def run(self) -> TrainState:
         with self.ledger.during("restore" if self.meta else "compile"):
@@ -144,12 +147,13 @@ class _Run:
             self.writer.write(self.step, seconds, kind="goodput")
             self.ledger.note()
         if first:
-            print(self.ledger.table())
+            print("\n".join(filter(None, [self.ledger.table(), self.throughput.text()])))
         return state
 
     def _train_from(self, state: TrainState) -> TrainState:
         """Trains until the end; `_Diverged` when too many updates in a row do not count."""
         self.position = self.start_step + self.left_out
+        self.throughput.restart()
         batches = self._open_batches(self.position)
         with contextlib.ExitStack() as stack:
             for stream in batches.values():
@@ -183,6 +187,8 @@ class _Run:
             if self.began is None:
                 jax.block_until_ready(metrics)
                 self.began = time.monotonic()
+            traced = functools.partial(self.train_step.trace, state, batch, self.key, own)
+            self.throughput.begin(batch, traced, counts=True)
             self.step = step = step + 1
             self._read(pending)
             pending = (step, metrics)
@@ -356,10 +362,10 @@ class _Run:
         if pending is None:
             return
         step, metrics = pending
-        in_a_row = int(metrics["skipped_in_a_row"])
+        in_a_row = self.throughput.end(lambda: int(metrics["skipped_in_a_row"]))
         if last or in_a_row or step % self.config.log_every == 0 or step == 1:
             values = {name: float(value) for name, value in metrics.items()}
-            self.writer.write(step, values)
+            self.writer.write(step, values | self.throughput.row())
             self.last_loss = values["loss"]
         stuck = last and in_a_row and in_a_row >= step - max(self._committed(), 0)
         if stuck or in_a_row >= self.config.step.guard.in_a_row:

@@ -69,6 +69,7 @@ setup(
     ],
     package_dir={"imagen_video_jax.experiments": "experiments", "imagen_video_jax.launch": "launch"},
     package_data={
+        "imagen_video_jax": ["miniature/*", "miniature/*/*"],
         "imagen_video_jax.evaluation": ["*.safetensors", "*.json"],
         "imagen_video_jax.launch": ["*"],
     },

@@ -37,7 +37,9 @@ def get_config(scale: str = "mini"):
             "samplers": ("own",),
             "seeds": (0,),
             "stop_after": "",  # a stage's name, number or kind
-            # What is sampled: a file of prompts, or captions of motion_shapes scenes of a split, which the judge reads.
+            # What is sampled: a file of prompts, or captions of motion_shapes scenes, which the judge reads:
+            # of split train, validation, held_out (combinations that training leaves out), or paraphrase (validation in
+            # words that no caption uses).
             "prompts": "",
             "split": "validation",
             "videos": videos,

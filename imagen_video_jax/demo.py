@@ -1,4 +1,5 @@
-"""The main job on the embedded default, end to end: data, seven trained stages, videos, scores, a report.
+"""The main job on the embedded default, end to end: videos of the shipped miniature, data, seven stages trained on from
+it (or from nothing), videos again, scores before and after, a report.
 
 Every part leaves its result on disk and is skipped when it is there, so an interrupted demo goes on where it was.
 """
@@ -10,7 +11,7 @@ import time
 
 import numpy as np
 
-from imagen_video_jax import configs, storage
+from imagen_video_jax import configs, shipped, storage
 from imagen_video_jax.cascade import Cascade, join
 from imagen_video_jax.data import motion_shapes
 from imagen_video_jax.evaluation.judge import Judge
@@ -19,11 +20,13 @@ from imagen_video_jax.sampling import SampleRequest, sample_with
 from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 
-DEFAULT_MINUTES = 10.0
+DEFAULT_MINUTES = 7.0
+# Of the learning rate, for stages that are trained already.
+FURTHER = 0.3
 # Share of the training time of each stage: the base decides what is in the picture.
 SHARES = (0.58, 0.07, 0.08, 0.08, 0.07, 0.04, 0.08)
-# Stages that start from the weights of an earlier one (both counted from 1): the same network and task, at another
-# frame rate or size.
+# Stages that, from nothing, start from the weights of an earlier one (both counted from 1): the same network and task,
+# at another frame rate or size.
 WARM_STARTS = {6: 5, 7: 4}
 JUDGED = 64
 # What the prompts test: combinations seen in training, combinations held out of it, words that no caption used.
@@ -32,29 +35,44 @@ PROMPTS = ("seen",) * 4 + ("held_out",) * 2 + ("paraphrase",) * 2
 BATCH = 8
 
 
-def run(out: pathlib.Path, *, minutes: float, seed: int) -> dict:
-    """Runs the demo in folder `out`; returns the scores and times that the report shows."""
+def run(out: pathlib.Path, *, minutes: float, seed: int, scratch: bool = False) -> dict:
+    """Runs the demo in folder `out`; returns the scores and times that the report shows.
+
+    Args: scratch trains from nothing, without the miniature that comes with the package.
+    """
     out = storage.writable_folder(out)
     with storage.directory_lock(out):
         began = time.monotonic()
-        workdirs = train_stages(out, minutes=minutes, seed=seed)
+        summary: dict = {"minutes": minutes}
+        if not scratch:
+            summary["before"] = show_miniature(out / "miniature", seed)
+        workdirs = train_stages(out, minutes=minutes, seed=seed, scratch=scratch)
         join([str(folder) for folder in workdirs], out / "cascade.json")
         cascade = Cascade.load(out / "cascade.json")
         sampled = sample_prompts(cascade, out, seed)
-        scores = judge_base(cascade, out, seed)
-        summary = {"minutes": minutes, "scores": scores, "seconds": round(time.monotonic() - began, 1)}
+        summary |= {"scores": judge_base(cascade, out, seed), "seconds": round(time.monotonic() - began, 1)}
         write_report(out, workdirs, sampled, summary)
     print(f"videos: {out / 'videos'}   report: {out / 'report.html'}")
     return summary
+
+
+def show_miniature(folder: pathlib.Path, seed: int) -> dict:
+    """Videos of the shipped miniature, within two minutes of a first run, and its scores."""
+    cascade = Cascade.load(shipped.miniature())
+    request = SampleRequest(prompts=tuple(text for text, _ in prompts()), seed=seed, batch=BATCH)
+    print("videos of the miniature that comes with the package", flush=True)
+    sample_with(cascade, request, folder / "videos", name="miniature")
+    print(f"the first videos: {folder / 'videos'}", flush=True)
+    return judge_base(cascade, folder, seed)
 
 
 def stage_names() -> tuple[str, ...]:
     return configs.packaged("scales").STAGES
 
 
-def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathlib.Path]:
+def train_stages(out: pathlib.Path, *, minutes: float, seed: int, scratch: bool) -> list[pathlib.Path]:
     """Trains each mini stage for its share of the time; returns their workdirs."""
-    workdirs = []
+    workdirs: list[pathlib.Path] = []
     for number, (name, share) in enumerate(zip(stage_names(), SHARES), 1):
         workdir = out / "stages" / f"{number}_{name}"
         config = dataclasses.replace(
@@ -64,13 +82,20 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int) -> list[pathli
             checkpoint_every=200,
             seed=seed,
             keep=1,
-            init_from=str(workdirs[WARM_STARTS[number] - 1]) if number in WARM_STARTS else "",
+            init_from=_start(number, workdirs) if scratch else str(shipped.FOLDER),
         )
+        if not scratch:
+            rate = FURTHER * config.optimizer.learning_rate
+            config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate))
         config = configs.with_data(config, workdir)
         print(f"[{number}/7] {name}: {config.max_seconds:.0f} s of training", flush=True)
         train(config, workdir)
         workdirs.append(workdir)
     return workdirs
+
+
+def _start(number: int, workdirs: list[pathlib.Path]) -> str:
+    return str(workdirs[WARM_STARTS[number] - 1]) if number in WARM_STARTS else ""
 
 
 def prompts() -> list[tuple[str, str]]:
@@ -117,18 +142,22 @@ def judge_base(cascade: Cascade, out: pathlib.Path, seed: int) -> dict:
 
 def write_report(out: pathlib.Path, workdirs: list[pathlib.Path], sampled: list[dict], summary: dict) -> None:
     report = Report("Imagen Video in JAX: a miniature of the whole cascade")
+    start = "trained on from the miniature that comes with the package," if "before" in summary else "trained"
     report.paragraph(
-        f"Seven diffusion models, trained for {summary['minutes']:g} minutes altogether on the embedded data set "
+        f"Seven diffusion models, {start} for {summary['minutes']:g} minutes altogether on the embedded data set "
         "motion_shapes, on this machine."
     )
-    report.heading("Final videos: 64 frames of 96x160 at 24 fps")
     kinds = dict(prompts())
+    if "before" in summary:
+        report.heading("Before: the miniature that comes with the package")
+        folder = out / "miniature" / "videos"
+        report.videos([(folder / row["path"], row["prompt"]) for row in sampled])
+    report.heading("Final videos: 64 frames of 96x160 at 24 fps")
     report.videos(
         [(out / "videos" / row["path"], f"{row['prompt']} ({kinds.get(row['prompt'], '')})") for row in sampled]
     )
     report.heading("Scores of 64 base samples, read by the judge")
-    rows = [[name, f"{value['accuracy']:.0%}", _interval(value)] for name, value in summary["scores"].items()]
-    report.table(["attribute", "right", "95% interval"], rows)
+    report.table(*_scores(summary))
     report.heading("Every stage, for the first prompts")
     for number, name in enumerate(stage_names(), 1):
         report.paragraph(f"{number}. {name}")
@@ -151,6 +180,18 @@ def write_report(out: pathlib.Path, workdirs: list[pathlib.Path], sampled: list[
         "imagen-video train --config experiments/base_16f_24x40.py:mini --config.data=DIR --workdir out/base"
     )
     storage.write_text(out / "report.html", report.html())
+
+
+def _scores(summary: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of scores: after the training, and before it where that was not from nothing."""
+    columns = {"before": summary["before"], "after": summary["scores"]} if "before" in summary else {}
+    columns = columns or {"right": summary["scores"]}
+    header = ["attribute", *(text for name in columns for text in (name, "95% interval"))]
+    rows = []
+    for name in summary["scores"]:
+        cells = [(f"{scores[name]['accuracy']:.0%}", _interval(scores[name])) for scores in columns.values()]
+        rows.append([name, *(text for pair in cells for text in pair)])
+    return header, rows
 
 
 def _interval(value: dict) -> str:

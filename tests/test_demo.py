@@ -66,6 +66,20 @@ def test_the_report_is_one_file_with_every_stage_and_no_link_to_anywhere(finishe
     assert "http" not in page
 
 
+def test_the_report_shows_the_shipped_miniature_beside_what_was_trained_on(finished):
+    out, workdirs, rows = finished
+    for row in rows:
+        path = out / "miniature" / "videos" / row["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, np.full((4, 8, 8, 3), 99, np.uint8), fps=4)
+    before = {"colour": {"accuracy": 0.25, "interval": [0.13, 0.41], "right": 16, "of": 64}}
+    scores = {"colour": {"accuracy": 0.5, "interval": [0.38, 0.62], "right": 32, "of": 64}}
+    demo.write_report(out, workdirs, rows, {"minutes": 3, "before": before, "scores": scores, "seconds": 1})
+    page = (out / "report.html").read_text()
+    assert page.count("<video") == len(rows) * (2 + len(workdirs))
+    assert page.index("25%") < page.index("50%")
+
+
 def test_what_was_sampled_and_judged_is_not_made_again_until_a_stage_trains_on(finished, monkeypatch):
     out, workdirs, rows = finished
     scores = {"colour": {"accuracy": 0.5}}

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(
     f"experiments.{path.parent.name}.{path.stem}"
-    for folder in ("benchmarks", "studies")
+    for folder in ("benchmarks", "miniature", "studies")
     for path in (ROOT / "experiments" / folder).glob("*.py")
     if path.stem != "__init__"
 )

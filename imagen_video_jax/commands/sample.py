@@ -1,6 +1,7 @@
 """`imagen-video sample`."""
 
 import pathlib
+import sys
 
 from imagen_video_jax.commands.parsing import lines, numbers
 from imagen_video_jax.commands.process import use_compilation_cache
@@ -10,7 +11,11 @@ TEXT = "Write one mp4 per prompt and number."
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--cascade", required=True, metavar="FILE", help="cascade.json, or the folder of a bundle")
+    parser.add_argument(
+        "--cascade",
+        metavar="FILE",
+        help="cascade.json, or the folder of a bundle; the default is the miniature",
+    )
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -84,7 +89,16 @@ def run(arguments, _) -> None:
         overlap=_three("--overlap", arguments.overlap),
     )
     use_compilation_cache()
-    sample_to_folder(arguments.cascade, request, pathlib.Path(arguments.out))
+    sample_to_folder(arguments.cascade or _miniature(request.prompts), request, pathlib.Path(arguments.out))
+
+
+def _miniature(prompts: tuple[str, ...]) -> str:
+    from imagen_video_jax import shipped
+
+    folder = str(shipped.miniature())
+    if note := shipped.outside_note(list(prompts)):
+        print(note, file=sys.stderr)
+    return folder
 
 
 def _seeds(path: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 
 from imagen_video_jax import storage
-from imagen_video_jax.data.motion_shapes_captions import captions_of, paraphrase_of
+from imagen_video_jax.data.motion_shapes_captions import captions_of, names_a_figure, paraphrase_of
 from imagen_video_jax.data.motion_shapes_render import render
 from imagen_video_jax.data.motion_shapes_scene import (
     BACKGROUNDS,
@@ -59,6 +59,7 @@ __all__ = [
     "end_with_parent",
     "held_out_combinations",
     "make_scene",
+    "names_a_figure",
     "paraphrase_of",
     "render",
     "scene_of",

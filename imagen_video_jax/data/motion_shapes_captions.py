@@ -5,10 +5,11 @@ of a shape that grows or shrinks is never mentioned: it changes.
 """
 
 import itertools
+import re
 
 import numpy as np
 
-from imagen_video_jax.data.motion_shapes_scene import Scene
+from imagen_video_jax.data.motion_shapes_scene import SHAPES, Scene
 
 # third person and "-ing" form of each phrasing
 _VERBS = {
@@ -146,3 +147,12 @@ def paraphrase_of(scene: Scene) -> str:
     noun = _with_article(f"{colour} {_OTHER_SHAPE[scene.shape]}")
     verb = "" if scene.image else _OTHER_MOTION[scene.motion] + " "
     return f"{noun} {verb}{ground}{_OTHER_STYLE[scene.style]}"
+
+
+_FIGURES = {*SHAPES, *(noun.split()[-1] for noun in _OTHER_SHAPE.values()), "tile", "word", "letters", "capitals"}
+
+
+def names_a_figure(prompt: str) -> bool:
+    """Whether a prompt names a shape, as captions or paraphrases do, or asks for a word to be written."""
+    words = re.findall("[a-z]+", prompt.lower())
+    return any(word in _FIGURES or word.removesuffix("s") in _FIGURES for word in words)

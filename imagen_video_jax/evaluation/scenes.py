@@ -9,7 +9,7 @@ from imagen_video_jax.data import motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.metrics import VideoSet
-from imagen_video_jax.evaluation.sweep import digest_of
+from imagen_video_jax.evaluation.sweep import PARAPHRASE, digest_of
 
 SEED = 321  # of the scenes; the demo's judge looks at the same
 
@@ -31,8 +31,17 @@ class Prompts:
 
 
 def prompts_of_scenes(split: str, count: int) -> Prompts:
-    scenes = tuple(motion_shapes.make_scene(SEED, index, split=split) for index in range(count))
-    return Prompts(tuple(motion_shapes.captions_of(scene, 1)[0] for scene in scenes), scenes)
+    """Captions of scenes of a split; "paraphrase" is the scenes of "validation" in words that no caption uses."""
+    other = split == PARAPHRASE
+    scenes = tuple(
+        motion_shapes.make_scene(SEED, index, split="validation" if other else split) for index in range(count)
+    )
+    return Prompts(
+        tuple(
+            motion_shapes.paraphrase_of(scene) if other else motion_shapes.captions_of(scene, 1)[0] for scene in scenes
+        ),
+        scenes,
+    )
 
 
 def prompts_of_lines(lines: Sequence[str], count: int, where: str) -> Prompts:

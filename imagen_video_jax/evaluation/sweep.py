@@ -12,6 +12,8 @@ from imagen_video_jax.data.motion_shapes import SPLITS
 from imagen_video_jax.diffusion.samplers import SAMPLERS
 from imagen_video_jax.evaluation.networks import Weights
 
+PARAPHRASE = "paraphrase"
+PROMPT_SPLITS = (*SPLITS, PARAPHRASE)
 CHECKPOINTS = ("cascade", "newest", "all")
 OWN = "own"
 
@@ -79,8 +81,8 @@ class SweepConfig:
         for name in self.samplers:
             if name not in (OWN, *SAMPLERS):
                 raise ValueError(f"samplers are {OWN}, {', '.join(SAMPLERS)}, got {name!r}")
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.split not in PROMPT_SPLITS:
+            raise ValueError(f"split must be one of {', '.join(PROMPT_SPLITS)}, got {self.split!r}")
 
     @property
     def weights(self) -> Weights:

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.studies import distillation_table
+from imagen_video_jax.cascade import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.evaluation.networks import Weights, open_extractor
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import check_sampler
 from imagen_video_jax.training import loop
@@ -184,6 +187,38 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
     assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
     for name in ("00_guided_16", "01_halved_8"):
         assert state_hashes(folder / "rounds" / name) == state_hashes(world / "whole" / "rounds" / name)
+
+
+def test_the_table_of_the_paper_has_six_rows_and_is_remade_from_what_is_kept(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distillation_table, "TEACHER_CALLS", (16, 16))
+    monkeypatch.setattr(distillation_table, "open_extractors", lambda _: {
+        name: open_extractor(name, Weights()) for name in ("judge", "scorer")
+    })  # fmt: skip
+    join([str(world / "base")], tmp_path / "teacher.json")
+    join([str(world / "whole")], tmp_path / "student.json", students=[0])
+    out = tmp_path / "table"
+    command = [
+        "--teacher",
+        str(tmp_path / "teacher.json"),
+        "--students",
+        str(tmp_path / "student.json"),
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr("sys.argv", ["table", *command, "--videos", "2", "--whole", "2", "--batch", "1"])
+    distillation_table.main()
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["guidance"], row["model"]) for row in rows] == [
+        (guidance, model) for guidance in ("constant", "oscillating") for model in distillation_table.MODELS
+    ]
+    # Two estimates for each of the teacher's 16 steps, one for each of the student's 8.
+    assert [row["calls"] for row in rows] == [32, 32, 8] * 2
+    assert rows[0]["gflop"] > 3.5 * rows[2]["gflop"] > 0
+    assert rows[0]["faster"] == 1.0
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
+    distillation_table.main()
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")} == kept
+    assert "| constant | all distilled |" in capsys.readouterr().out
 
 
 def test_wrong_requests_are_one_line(world, tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""What makes the miniature in the package, and its picture; each by the command in its head."""

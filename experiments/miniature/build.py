@@ -1,0 +1,88 @@
+"""The miniature cascade that travels with the package (imagen_video_jax/miniature), made from nothing.
+
+    python -m experiments.miniature.build --work out/miniature [--out imagen_video_jax/miniature]
+
+Renders 4096 clips and 2048 images of motion_shapes, trains the seven mini stages on them (two CPU cores: an hour for
+the base, as long for the others together), joins them and exports the bundle in bfloat16. Every part that is done is
+kept: run the command again after an interruption. Needs a checkout; any stage can be trained elsewhere into its folder
+in --work.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+
+from experiments import scales
+from imagen_video_jax import configs
+from imagen_video_jax.cascade import join
+from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
+from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.export import ExportRequest, export
+from imagen_video_jax.training.loop import train
+
+# clips, images and seed of each split: those of the embedded default set, more of them
+DATA = {"train": (4096, 2048, 0), "validation": (64, 32, 1)}
+# updates of each stage, and the stage whose weights it starts from (counted from 1)
+STEPS = (4500, 400, 600, 500, 350, 250, 400)
+STARTS = {6: 5, 7: 4}
+BUNDLE = pathlib.Path(__file__).parents[2] / "imagen_video_jax" / "miniature"
+TITLE = "The miniature of imagen_video_jax"
+ABOUT = """
+Trained on motion_shapes alone, drawn by `imagen_video_jax.data.motion_shapes`: eight shapes and solids in eight colours
+with nine motions on four backgrounds, words that appear letter by letter, images in five styles. It knows nothing else.
+The drawings and these weights are under the licence of the package, Apache-2.0.
+
+    python -m experiments.miniature.build --work out/miniature
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=pathlib.Path, required=True, metavar="DIR", help="data and stages")
+    parser.add_argument("--out", type=pathlib.Path, default=BUNDLE, metavar="BUNDLE", help="replaced where it is there")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    use_compilation_cache()
+    work = arguments.work.absolute()
+    for split, (clips, images, seed) in DATA.items():
+        write_motion_shapes(work / "data" / split, clips=clips, images=images, seed=seed, split=split)
+    workdirs: list[pathlib.Path] = []
+    for number, name in enumerate(scales.STAGES, 1):
+        workdirs.append(work / f"{number}_{name}")
+        start = str(workdirs[STARTS[number] - 1]) if number in STARTS else ""
+        train_stage(name, workdirs[-1], work / "data", steps=STEPS[number - 1], start=start)
+    join([str(folder) for folder in workdirs], work / "cascade.json")
+    write_bundle(work, arguments.out)
+
+
+def train_stage(name: str, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, start: str) -> None:
+    config = configs.training(f"experiments/{name}.py:mini")
+    config = dataclasses.replace(
+        config,
+        data=str(data / "train"),
+        validation=str(data / "validation"),
+        steps=steps,
+        # A run of thousands of updates gains from a longer average than the demo's hundreds.
+        step=dataclasses.replace(config.step, ema_decay=0.998),
+        evaluate_every=500,
+        checkpoint_every=250,
+        keep=2,
+        init_from=start,
+    )
+    print(f"{name}: {steps} updates", flush=True)
+    train(configs.with_data(config, workdir), workdir)
+
+
+def write_bundle(work: pathlib.Path, out: pathlib.Path) -> None:
+    """Exports beside `out` first, so that there is a whole bundle at any time."""
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    export(str(work / "cascade.json"), str(fresh), ExportRequest(dtype="bfloat16", title=TITLE, about=ABOUT))
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

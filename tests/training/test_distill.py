@@ -189,6 +189,7 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
         assert state_hashes(folder / "rounds" / name) == state_hashes(world / "whole" / "rounds" / name)
 
 
+@pytest.mark.slow  # six cascades are compiled
 def test_the_table_of_the_paper_has_six_rows_and_is_remade_from_what_is_kept(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distillation_table, "TEACHER_CALLS", (16, 16))
     monkeypatch.setattr(distillation_table, "open_extractors", lambda _: {
@@ -197,15 +198,8 @@ def test_the_table_of_the_paper_has_six_rows_and_is_remade_from_what_is_kept(wor
     join([str(world / "base")], tmp_path / "teacher.json")
     join([str(world / "whole")], tmp_path / "student.json", students=[0])
     out = tmp_path / "table"
-    command = [
-        "--teacher",
-        str(tmp_path / "teacher.json"),
-        "--students",
-        str(tmp_path / "student.json"),
-        "--out",
-        str(out),
-    ]
-    monkeypatch.setattr("sys.argv", ["table", *command, "--videos", "2", "--whole", "2", "--batch", "1"])
+    command = f"table --teacher {tmp_path / 'teacher.json'} --students {tmp_path / 'student.json'} --out {out}"
+    monkeypatch.setattr("sys.argv", [*command.split(), "--videos", "2", "--whole", "2", "--batch", "1"])
     distillation_table.main()
     rows = json.loads((out / "table.json").read_text())
     assert [(row["guidance"], row["model"]) for row in rows] == [

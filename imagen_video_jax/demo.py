@@ -18,7 +18,7 @@ from imagen_video_jax.evaluation.judge import Judge
 from imagen_video_jax.evaluation.report import Report
 from imagen_video_jax.sampling import SampleRequest, sample_with
 from imagen_video_jax.training.loop import train
-from imagen_video_jax.training.metrics import read_rows
+from imagen_video_jax.training.metrics import progress_bar, read_rows
 
 DEFAULT_MINUTES = 7.0
 # Of the learning rate, for stages that are trained already.
@@ -131,11 +131,13 @@ def judge_base(cascade: Cascade, out: pathlib.Path, seed: int) -> dict:
         return storage.read_json(out / "scores.json")
     scenes = [motion_shapes.make_scene(321, index, split="validation") for index in range(JUDGED)]
     captions = [motion_shapes.captions_of(scene, 1)[0] for scene in scenes]
-    videos = [
-        cascade.sample(captions[begin : begin + BATCH], seed=seed, first=begin, stop=1)
-        for begin in range(0, JUDGED, BATCH)
-    ]
-    scores = Judge.load().score(list(np.concatenate(videos)), scenes)
+    videos: list[np.ndarray] = []
+    bar, task = progress_bar(f"{JUDGED} base samples for the judge", JUDGED)
+    with bar:
+        for begin in range(0, JUDGED, BATCH):
+            videos += list(cascade.sample(captions[begin : begin + BATCH], seed=seed, first=begin, stop=1))
+            bar.update(task, completed=len(videos))
+    scores = Judge.load().score(videos, scenes)
     storage.write_json(out / "scores.json", scores)
     return scores
 

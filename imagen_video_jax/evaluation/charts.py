@@ -40,14 +40,25 @@ def chart(
     width: int = 560,
     height: int = 320,
     level: tuple[float, str] | None = None,
+    y_range: tuple[float, float] | None = None,
+    apart: float = 0.0,
+    with_legend: bool = True,
 ) -> str:
-    """An SVG of curves with a legend below; x and y name the axes, `level` is a dashed line with its name."""
+    """An SVG of curves; x and y name the axes, each point tells its numbers when it is pointed at.
+
+    Args:
+      level: a dashed line and its name.
+      y_range: ends of the y axis; by default they fit the data.
+      apart: pixels by which curves are set apart along x, so that intervals at the same x do not hide each other.
+      with_legend: names the curves below, where there are several.
+    """
     points = [point for curve in series.values() for point in curve]
     if not points:
         return "<p>(no data)</p>"
     x_ticks = ticks(*_range([point.x for point in points]))
-    y_ticks = ticks(*_range([v for p in points for v in (p.y, p.low, p.high) if v is not None] + [*(level or ())[:1]]))
-    legend = 18 * len(series) if len(series) > 1 else 0
+    heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None] + [*(level or ())[:1]]
+    y_ticks = ticks(*(y_range or _range(heights)))
+    legend = 18 * len(series) if with_legend and len(series) > 1 else 0
 
     def at_x(value: float) -> float:
         return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (width - _LEFT - _RIGHT)
@@ -55,7 +66,8 @@ def chart(
     def at_y(value: float) -> float:
         return height - _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - _BOTTOM - _TOP)
 
-    parts = [f'<svg width="{width}" height="{height + legend}" role="img" aria-label="{html.escape(f"{y} by {x}")}">']
+    size = f'width="{width}" height="{height + legend}" viewBox="0 0 {width} {height + legend}"'
+    parts = [f'<svg {size} role="img" aria-label="{html.escape(f"{y} by {x}")}">']
     parts += _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y)
     if level is not None:
         parts.append(
@@ -65,7 +77,8 @@ def chart(
         )
     for number, (name, curve) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        parts += _curve(curve, colour, at_x, at_y)
+        offset = apart * (number - (len(series) - 1) / 2)
+        parts += _curve(name, curve, colour, lambda value, offset=offset: at_x(value) + offset, at_y)
         if legend:
             top = height + 18 * number + 8
             parts.append(f'<rect x="{_LEFT}" y="{top - 8}" width="10" height="10" fill="{colour}"/>')
@@ -99,7 +112,21 @@ def _axes(x_ticks, y_ticks, at_x, at_y, width, height, x, y) -> list[str]:
     return parts
 
 
-def _curve(curve: Sequence[Point], colour: str, at_x, at_y) -> list[str]:
+def legend(names: Sequence[str]) -> str:
+    """What the colours of several charts stand for, as one line of HTML."""
+    keys = (
+        f'<span><i style="background:{COLOURS[number % len(COLOURS)]}"></i>{html.escape(name)}</span>'
+        for number, name in enumerate(names)
+    )
+    return f'<p class="legend">{"".join(keys)}</p>'
+
+
+def _told(name: str, p: Point) -> str:
+    interval = "" if p.low is None or p.high is None else f" ({p.low:.4g} to {p.high:.4g})"
+    return html.escape(f"{name}: {p.y:.4g}{interval} at {p.x:g}")
+
+
+def _curve(name: str, curve: Sequence[Point], colour: str, at_x, at_y) -> list[str]:
     path = " ".join(f"{at_x(p.x):.1f},{at_y(p.y):.1f}" for p in curve)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
     for p in curve:
@@ -109,7 +136,9 @@ def _curve(curve: Sequence[Point], colour: str, at_x, at_y) -> list[str]:
                 f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{at_y(p.low):.1f}" y2="{at_y(p.high):.1f}" '
                 f'stroke="{colour}" opacity="0.45"/>'
             )
-        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"/>')
+        parts.append(
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"><title>{_told(name, p)}</title></circle>'
+        )
         if p.label:
             parts.append(f'<text x="{px + 6:.1f}" y="{py - 6:.1f}" font-size="11">{html.escape(p.label)}</text>')
     return parts

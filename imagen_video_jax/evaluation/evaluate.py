@@ -157,6 +157,7 @@ class _Sweep:
                 return read_set("real", items, self.extractors, store, progress).videos
             if not self.prompts.scenes:
                 return None
+            scenes.write_shown(self.prompts, self.sampler.size, self.workdir, self.config.shown)
             return scenes.reference(self.prompts, self.sampler.size, self.extractors, store, progress)
 
     # One cell.

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import html
 import pathlib
+from collections.abc import Collection
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -14,8 +15,13 @@ video { width: 240px; image-rendering: pixelated; background: #eee; } figcaption
 .wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; font-size: .9em; vertical-align: top; }
 .wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
 td small { color: #777; }
-.grid td, .grid th { min-width: 150px; white-space: normal; vertical-align: top; } .grid video { width: 150px; }
-.charts { display: flex; flex-wrap: wrap; gap: 16px; }
+td.best { font-weight: 600; background: #eef6ee; } .wide td:last-child { padding-right: 1.2em; }
+.grid { margin: .4em 0 1.6em; } .grid th { font-weight: normal; color: #555; }
+.grid td, .grid th { min-width: 100px; white-space: normal; padding: .3em .5em; border: 0; }
+.grid video { width: 180px; display: block; }
+.charts { display: flex; flex-wrap: wrap; gap: 16px; } .legend span { margin-right: 1.6em; white-space: nowrap; }
+.legend i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; }
+h3 { font-size: 1em; margin: 1.4em 0 0; } svg { max-width: 100%; height: auto; }
 code { background: #f4f4f4; padding: .1em .3em; } svg { background: #fafafa; }
 """
 
@@ -36,18 +42,22 @@ class Report:
     def command(self, text: str) -> None:
         self.parts.append(f"<p><code>{html.escape(text)}</code></p>")
 
-    def table(self, header: list[str], rows: list[list[str]]) -> None:
-        """A table whose first column stays when it is scrolled; the second line of a cell is in small print."""
+    def table(self, header: list[str], rows: list[list[str]], best: Collection[tuple[int, int]] = ()) -> None:
+        """A table whose first column stays when it is scrolled; the second line of a cell is in small print.
+
+        Args: best: (row, column) of cells that stand out.
+        """
 
         def shown(cell) -> str:
             first, *rest = html.escape(str(cell)).split("\n")
             return first + "".join(f"<br><small>{line}</small>" for line in rest)
 
-        def line(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{shown(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line(row, "td") for row in rows)
-        self.parts.append(f'<div class="wide"><table>{line(header, "th")}{body}</table></div>')
+        head = "".join(f"<th>{shown(cell)}</th>" for cell in header)
+        body = ""
+        for i, row in enumerate(rows):
+            marks = [' class="best"' if (i, j) in best else "" for j in range(len(row))]
+            body += "<tr>" + "".join(f"<td{mark}>{shown(cell)}</td>" for mark, cell in zip(marks, row)) + "</tr>"
+        self.parts.append(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
 
     def items(self, lines: list[str]) -> None:
         self.parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
@@ -83,7 +93,7 @@ def _data_url(path: pathlib.Path) -> str:
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
+COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#bcbd22", "#7f7f7f")
 
 
 def line_chart(series: dict[str, list[tuple[float, float]]], *, x: str, y: str, width=520, height=260) -> str:

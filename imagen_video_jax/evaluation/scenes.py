@@ -1,6 +1,7 @@
 """What a sweep samples and against what: prompts, and real videos of the same motion_shapes scenes."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.metrics import VideoSet
 from imagen_video_jax.evaluation.sweep import PARAPHRASE, digest_of
+from imagen_video_jax.video.files import write_video
 
 SEED = 321  # of the scenes; the demo's judge looks at the same
 
@@ -56,6 +58,20 @@ def rendered(scene: motion_shapes.Scene, size: tuple[int, int, int, float]) -> n
     frames, height, width, fps = size
     scene = dataclasses.replace(scene, seconds=frames / fps)
     return motion_shapes.render(scene, frames=frames, height=height, width=width, fps=fps)
+
+
+def shown_folder(prompts: Prompts, size: Sequence) -> str:
+    """Where in a sweep's folder the scenes lie as videos of a size."""
+    return f"samples/real-{digest_of(prompts.digest, list(size))}"
+
+
+def write_shown(prompts: Prompts, size: tuple[int, int, int, float], workdir: pathlib.Path, count: int) -> None:
+    """The first scenes as mp4 files, to be looked at beside the samples; those that are there stay."""
+    folder = workdir / shown_folder(prompts, size)
+    for i, scene in enumerate(prompts.scenes[:count]):
+        if not (folder / f"{i:06d}.mp4").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_video(folder / f"{i:06d}.mp4", rendered(scene, size), fps=size[3])
 
 
 def reference(

@@ -152,7 +152,7 @@ def test_stages_colour_shift_losses_and_the_report(world, tmp_path):
     assert len(levels) >= 3
     assert all(np.isfinite(level["loss"]) for level in levels)
     page = (out / "report.html").read_text()
-    assert page.count("<video") == 2 * SIZE
+    assert page.count("<video") == 3 * SIZE, "both cells and the real scenes"
     assert "<polyline" in page
     assert "the real videos" in page
     assert not re.search(r'(src|href)="(?!data:)', page)

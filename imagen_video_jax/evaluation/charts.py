@@ -55,13 +55,16 @@ def chart(
     points = [point for curve in series.values() for point in curve]
     if not points:
         return "<p>(no data)</p>"
-    x_ticks = ticks(*_range([point.x for point in points]))
+    ends = min(point.x for point in points), max(point.x for point in points)
+    x_ticks = ticks(*(ends if ends[0] < ends[1] else _range(ends)))
+    inset = (16 if any(point.label for point in points) else 8) + apart * len(series) / 2
     heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None] + [*(level or ())[:1]]
     y_ticks = ticks(*(y_range or _range(heights)))
     legend = 18 * len(series) if with_legend and len(series) > 1 else 0
 
     def at_x(value: float) -> float:
-        return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (width - _LEFT - _RIGHT)
+        share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return _LEFT + inset + share * (width - _LEFT - _RIGHT - 2 * inset)
 
     def at_y(value: float) -> float:
         return height - _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - _BOTTOM - _TOP)

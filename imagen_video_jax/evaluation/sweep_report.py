@@ -91,12 +91,13 @@ def _better(name: str) -> str:
 
 
 def _best(rows: list[dict], name: str) -> set[int]:
-    """The rows with the best value; none where all are alike."""
+    """The rows with the best value; none where most have it."""
     values = {i: row["metrics"][name] for i, row in enumerate(rows) if name in row["metrics"]}
-    if not _better(name) or len(set(values.values())) < 2:
+    if not _better(name) or not values:
         return set()
     best = (min if _better(name) == "lower" else max)(values.values())
-    return {i for i, value in values.items() if value == best}
+    found = {i for i, value in values.items() if value == best}
+    return found if 2 * len(found) <= len(values) else set()
 
 
 def _table(report: Report, rows: list[dict]) -> None:

@@ -68,7 +68,7 @@ class _Sweep:
         self.store = FeatureStore(workdir / "features")
         self.sampler = CellSampler(config, prompts, workdir, self.store)
         self.metrics, self.extractors = self._choose_metrics()
-        self.failed: dict[str, str] = {}  # title of a cell -> why
+        self.failed: dict[str, UserError] = {}  # title of a cell -> why
         (workdir / "rows").mkdir(exist_ok=True)
 
     def run(self) -> int:
@@ -87,7 +87,9 @@ class _Sweep:
             if self.should_stop():
                 return STOPPED_AFTER_SAVING
         if self.failed and not any(self._row_path(cell).exists() for cell in cells):
-            raise UserError("every cell failed, see above; run the same command again to go on", NO_CHECKPOINT)
+            codes = {error.exit_code for error in self.failed.values()}
+            code = codes.pop() if len(codes) == 1 else FAILED
+            raise UserError("every cell failed, see above; run the same command again to go on", code)
         return FAILED if self.failed else 0
 
     # What there is to do.
@@ -126,14 +128,14 @@ class _Sweep:
                 try:
                     extractors[key] = open_extractor(key, self.config.weights)
                 except UserError as error:
-                    reason = str(error)
+                    reason = str(error).replace("name them with --", "name them with --config.")
             if reason is None:
                 chosen.append(name)
             elif self.config.metrics:
                 raise UserError(f"{name}: {reason}")
             else:
                 self.left_out[name] = reason
-        for line in sweep_report.grouped(self.left_out):
+        for line in [*self.config.repeated(), *sweep_report.grouped(self.left_out)]:
             print(f"note: {line}", file=sys.stderr)
         used = {METRICS[name].features for name in chosen}
         return tuple(chosen), {key: one for key, one in extractors.items() if key in used}
@@ -194,6 +196,7 @@ class _Sweep:
                 if mine and not path.exists():
                     row = self._row(cell, real, path.stem)
                     storage.write_text(path, json.dumps(row) + "\n")
+                    self.store.discard_partial(self.sampler.key(cell))
                     self.on_row(row)
             if not path.exists():
                 time.sleep(_POLL)
@@ -268,7 +271,7 @@ class _Sweep:
     def _fail(self, title: str, error: UserError) -> None:
         if title not in self.failed:
             print(f"failed: {title}: {error}", file=sys.stderr, flush=True)
-        self.failed[title] = str(error)
+        self.failed[title] = error
 
     def _unpin(self, cells: list[Cell]) -> None:
         for trained in {cell.trained for cell in cells if cell.trained.folder}:

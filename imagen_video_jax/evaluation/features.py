@@ -90,5 +90,10 @@ class FeatureStore:
         np.save(buffer, array, allow_pickle=False)
         storage.write_bytes(path, buffer.getvalue())
 
+    def discard_partial(self, begins: str) -> None:
+        """Removes what killed processes were writing under keys that begin so; nobody may be writing them now."""
+        for part in self.folder.glob(f"*/.{begins}*.tmp-*"):
+            part.unlink(missing_ok=True)
+
     def _path(self, extractor: str, key: str) -> pathlib.Path:
         return self.folder / extractor / f"{key}.npy"

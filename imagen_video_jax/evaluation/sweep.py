@@ -16,6 +16,7 @@ PARAPHRASE = "paraphrase"
 PROMPT_SPLITS = (*SPLITS, PARAPHRASE)
 CHECKPOINTS = ("cascade", "newest", "all")
 OWN = "own"
+_SWEPT = ("checkpoints", "ema", "guidance", "steps", "samplers", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SweepConfig:
     def __post_init__(self):
         if not self.cascade:
             raise ValueError("cascade must name a cascade.json: --config.cascade=FILE")
-        for field in ("checkpoints", "ema", "guidance", "steps", "samplers", "seeds"):
+        for field in _SWEPT:
             if not getattr(self, field):
                 raise ValueError(f"{field} must hold at least one value")
         for name in self.checkpoints:
@@ -83,6 +84,16 @@ class SweepConfig:
                 raise ValueError(f"samplers are {OWN}, {', '.join(SAMPLERS)}, got {name!r}")
         if self.split not in PROMPT_SPLITS:
             raise ValueError(f"split must be one of {', '.join(PROMPT_SPLITS)}, got {self.split!r}")
+
+    def repeated(self) -> list[str]:
+        """What stands more than once in a swept field, a line each."""
+        lines = []
+        for field in _SWEPT:
+            values = getattr(self, field)
+            for value in dict.fromkeys(values):
+                if values.count(value) > 1:
+                    lines.append(f"{field} holds {value} twice or more: its cells are made once")
+        return lines
 
     @property
     def weights(self) -> Weights:

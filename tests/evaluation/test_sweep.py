@@ -17,6 +17,8 @@ from imagen_video_jax import checkpoint, configs, storage
 from imagen_video_jax.cascade import Cascade, join
 from imagen_video_jax.cli import main
 from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
+from imagen_video_jax.evaluation.features import FeatureStore
+from imagen_video_jax.evaluation.sweep import SweepConfig
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.resume import as_dict
 
@@ -125,6 +127,24 @@ def test_twelve_cells_killed_twice_have_a_row_each_and_nothing_is_sampled_twice(
     assert (row["videos"], row["real_videos"], row["step"], row["sampler"]) == (SIZE, SIZE, 3, "ddim")
     assert len(row["checkpoints"]["base_16f_24x40"]) == 64
     assert len(list((tmp_path / "out" / row["samples"]).glob("*.mp4"))) == SIZE
+
+
+def test_values_that_stand_twice_are_said():
+    config = SweepConfig("x", guidance=(0.0, 1.0, 0.0), seeds=(3, 3, 3))
+    assert config.repeated() == [
+        "guidance holds 0.0 twice or more: its cells are made once",
+        "seeds holds 3 twice or more: its cells are made once",
+    ]
+    assert not SweepConfig("x", guidance=(0.0, 1.0)).repeated()
+
+
+def test_what_killed_processes_were_writing_of_a_cell_is_removed_and_nothing_else(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.put("judge-1", "abc-000001", np.zeros(1))
+    for name in (".abc-000000.npy.tmp-12-3", ".abd-000000.npy.tmp-12-3"):
+        (tmp_path / "judge-1" / name).write_bytes(b"half")
+    store.discard_partial("abc")
+    assert sorted(p.name for p in (tmp_path / "judge-1").iterdir()) == [".abd-000000.npy.tmp-12-3", "abc-000001.npy"]
 
 
 def test_a_bundle_is_evaluated_like_the_cascade_it_was_exported_from(world, tmp_path, capsys):

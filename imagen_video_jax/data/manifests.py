@@ -1,6 +1,7 @@
 """Manifests: which files there are and what is said of them, as .jsonl, .csv or .parquet.
 
-A row has `path` (relative to the manifest), `caption` and/or `captions` (a list), and any other fields, kept as facts.
+A row has `path` (relative to the manifest), `caption` and/or `captions` (a list), and any other fields, kept as facts
+(`sha256` of the file is compared by `prepare`).
 Several rows about one path are merged; a row that says nothing new about a path is a mistake. A .jsonl has an object a
 line, a .csv a header line.
 """

@@ -59,12 +59,12 @@ def prepare(
     """
     settings = settings or PrepareSettings()
     _check_apart(source, out)
+    listing = list_source(source)
+    _check_readable(source, listing)  # before anything is left behind: a slip in the name must not take the folder
     storage.writable_folder(out)
     with storage.directory_lock(out):
         work = storage.writable_folder(out / _WORK)
         _check_same(out, work, source, settings)
-        listing = list_source(source)
-        _check_readable(source, listing)
         if elsewhere and (missing := _without(_known_verdicts(listing, work), listing)):
             elsewhere(source, [example.id for example in missing], settings, work)
         verdicts = _examine_all(listing, settings, work, workers or os.cpu_count() or 1, progress)

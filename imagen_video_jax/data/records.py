@@ -95,29 +95,57 @@ def list_prepared(folder: pathlib.Path) -> Listing:
     if not (folder / INDEX).exists() or not (folder / STATISTICS).exists():
         raise UserError(f"{folder} holds {ENDING} files but no {INDEX}: run imagen-video prepare again to finish it")
     statistics = storage.read_json(folder / STATISTICS)
-    if statistics.get("version") != VERSION:
+    version = statistics.get("version") if isinstance(statistics, dict) else None
+    if version != VERSION:
         raise UserError(
-            f"{folder} was prepared in format {statistics.get('version')}, this program reads {VERSION}; prepare the "
-            "source again into another folder"
+            f"{folder} was prepared in format {version}, this program reads {VERSION}; prepare the source again into "
+            "another folder"
         )
-    for name, shard in statistics["shards"].items():
-        _check_shard(folder / name, shard["records"])
+    counts = _shard_counts(folder, statistics)
+    for name, count in counts.items():
+        _check_shard(folder / name, count)
     shards = _Shards(folder)
-    examples = []
-    with open(folder / INDEX, encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            row = json.loads(line)
-            examples.append(
-                Example(
-                    path=folder / row["path"],
-                    captions=tuple(row["captions"]),
-                    id=number,
-                    facts=row["facts"],
-                    load=lambda row=row: shards.read(row["shard"], row["record"]),
-                    stamp=row["sha256"],
-                )
-            )
+    with open(folder / INDEX, "rb") as file:
+        examples = [_example(folder, shards, counts, number, line) for number, line in enumerate(file)]
+    if len(examples) != sum(counts.values()):
+        raise _damaged(folder / INDEX, f"lists {len(examples)} of {sum(counts.values())} records")
     return Listing(examples, prepared=True)
+
+
+def _shard_counts(folder: pathlib.Path, statistics: dict) -> dict[str, int]:
+    """{file name: records} of the shards, which lie in the folder itself."""
+    try:
+        counts = {name: shard["records"] for name, shard in statistics["shards"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise _damaged(folder / STATISTICS, "does not say what the shards hold") from None
+    for name, count in counts.items():
+        if pathlib.PurePath(name).name != name or type(count) is not int:
+            raise _damaged(folder / STATISTICS, f"names a shard {name!r:.60} of {count!r:.20} records")
+    return counts
+
+
+def _example(folder: pathlib.Path, shards: "_Shards", counts: dict[str, int], number: int, line: bytes) -> Example:
+    """A line of the index; UserError where it is none."""
+    try:
+        row = json.loads(line)
+        shard, record, facts = row["shard"], row["record"], row["facts"]
+        good = type(record) is int and 0 <= record < counts[shard] and isinstance(facts, dict)
+        if not good or not all(isinstance(text, str) for text in (row["path"], row["sha256"], *row["captions"])):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(folder / INDEX, f"line {number + 1} is not one that prepare writes") from None
+    return Example(
+        path=folder / row["path"],
+        captions=tuple(row["captions"]),
+        id=number,
+        facts=facts,
+        load=lambda: shards.read(shard, record),
+        stamp=row["sha256"],
+    )
+
+
+def _damaged(path: pathlib.Path, how: str) -> UserError:
+    return UserError(f"{path} {how}: it is damaged; copy it again, or run imagen-video prepare again")
 
 
 def _check_shard(path: pathlib.Path, records: int) -> None:

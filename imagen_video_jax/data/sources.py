@@ -26,6 +26,7 @@ from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS
 __all__ = ["Example", "Source", "list_source", "open_source", "sorted_by_id"]
 
 _ENDINGS = VIDEO_ENDINGS + IMAGE_ENDINGS
+_MAX_SIDECAR = 1 << 20
 
 
 def open_source(name: str | os.PathLike, *, captions_optional: bool = False) -> Source:
@@ -56,7 +57,8 @@ def open_source(name: str | os.PathLike, *, captions_optional: bool = False) -> 
 
 def _parts(name: str) -> list[tuple[str, float]]:
     """The data sets of a mixture and their weights."""
-    if os.path.exists(name) or ("," not in name and "*" not in name):
+    # A template for captions may well have commas.
+    if os.path.exists(name) or ("*" not in name and ("," not in name or "?" in name)):
         return [(name, 1.0)]
     parts = []
     for text in name.split(","):
@@ -83,8 +85,10 @@ def list_source(name: str | os.PathLike) -> Listing:
     """What a source holds, and what is wrong with the rest of it.
 
     Raises:
-      UserError: nothing can be read there at all.
+      UserError: nothing can be read there at all, or it is a mixture.
     """
+    if len(_parts(os.fspath(name))) > 1:
+        raise UserError(f"{name} is a mixture, which only training shows; give this command one of its data sets")
     if os.fspath(name).startswith(tfds_source.PREFIX):
         return tfds_source.list_tfds(os.fspath(name))
     path = pathlib.Path(name)
@@ -92,6 +96,8 @@ def list_source(name: str | os.PathLike) -> Listing:
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():
         return _list_folder(path)
+    if not path.is_file():  # reading a pipe would wait for its writer
+        raise UserError(f"{path} is neither a folder nor a regular file")
     if path.suffix.lower() == ".tar":
         return tar_shards.list_tars(path.parent, [path])
     if path.suffix.lower() in manifests.ENDINGS:
@@ -113,13 +119,14 @@ def _list_folder(folder: pathlib.Path) -> Listing:
     names = sorted(name for name in files if pathlib.PurePosixPath(name).suffix.lower() in _ENDINGS)
     other = Counter(pathlib.PurePosixPath(name).suffix.lower() or "no ending" for name in set(files) - set(names))
     rows: dict[str, manifests.Row] = {}
-    if (folder / MANIFEST).exists():
+    if MANIFEST in files and _within(folder, MANIFEST, problems):
         rows, found = manifests.read_manifest(folder / MANIFEST)
         problems += found
-    if tars := [folder / name for name in sorted(files) if name.lower().endswith(".tar")]:
+    if tars := [name for name in sorted(files) if name.lower().endswith(".tar")]:
         if names:
             raise UserError(f"{folder} holds tar shards and other media; name one kind, or mix them: A.tar*1,B*1")
-        return tar_shards.list_tars(folder, tars)
+        listing = tar_shards.list_tars(folder, [folder / name for name in tars if _within(folder, name, problems)])
+        return dataclasses.replace(listing, problems=problems + listing.problems)
     if not names and not rows and not problems:
         seen = ", ".join(f"{count} {ending}" for ending, count in other.most_common(5))
         raise UserError(
@@ -150,21 +157,39 @@ def _problem(folder, name: str, rows: dict, root, seen: dict, manifest: str) -> 
         return Problem(name, f"not one of {', '.join(_ENDINGS)}{said}")
     path = folder / name
     try:
-        real, mode = path.resolve(strict=True), os.stat(path).st_mode
+        real = path.resolve(strict=True)
+        problem = _misplaced(path, name, root, said)
     except (OSError, RuntimeError, ValueError):
         if os.path.islink(path) or name not in rows:
             return Problem(name, "a link to nothing")
         return Problem(rows[name].written, f"described, but there is no such file{said}", exists=False)
-    if not real.is_relative_to(root):
-        return Problem(name, "a link that leaves the folder", "copy the file or name its own folder as a source")
-    if stat.S_ISDIR(mode):
-        return Problem(name, f"a folder, though it is described like a file{said}")
-    if not stat.S_ISREG(mode):
-        return Problem(name, "not a regular file")
+    if problem is not None:
+        return problem
     if real in seen:
         return Problem(name, f"the same file as {seen[real]}", "keep one of them")
     seen[real] = name
     return None
+
+
+def _misplaced(path: pathlib.Path, name: str, root: pathlib.Path, said: str = "") -> Problem | None:
+    """Why a path that is there is not to be opened; OSError or RuntimeError where it is a link to nothing."""
+    if not path.resolve(strict=True).is_relative_to(root):
+        return Problem(name, "a link that leaves the folder", "copy the file or name its own folder as a source")
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        return Problem(name, f"a folder, though it is described like a file{said}")
+    return None if stat.S_ISREG(mode) else Problem(name, "not a regular file")
+
+
+def _within(folder: pathlib.Path, name: str, problems: list[Problem]) -> bool:
+    """Whether a file that is no clip (captions, a tar) may be opened; `problems` says why not."""
+    try:
+        problem = _misplaced(folder / name, name, folder.resolve())
+    except (OSError, RuntimeError):
+        problem = Problem(name, "a link to nothing")
+    if problem is not None:
+        problems.append(problem)
+    return problem is None
 
 
 def _walk(folder: pathlib.Path, problems: list[Problem]) -> Iterator[str]:
@@ -194,6 +219,10 @@ def _sidecar_captions(folder: pathlib.Path, name: str, problems: list[Problem]) 
     try:
         if not sidecar.resolve().is_relative_to(folder.resolve()):
             reason = "a link that leaves the folder"
+        elif sidecar.exists() and not sidecar.is_file():
+            reason = "not a regular file"
+        elif sidecar.is_file() and sidecar.stat().st_size > _MAX_SIDECAR:
+            reason = f"longer than {_MAX_SIDECAR} bytes"
         elif sidecar.is_file():
             return clean_captions(sidecar.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, RuntimeError) as error:

@@ -24,6 +24,7 @@ from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import FAILED, TOO_MUCH_BAD_DATA, WRONG_REQUEST, UserError
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import read_media, write_video
+from imagen_video_jax.video.reading import MediaError
 from tests.data.hostile_folder import BAD_LINES, CODECS, encode, make_hostile_folder, picture
 
 COMMAND = [sys.executable, "-m", "imagen_video_jax"]
@@ -234,6 +235,83 @@ def test_a_prepared_folder_that_lost_something_is_refused(small, tmp_path):
     with pytest.raises(UserError, match=r"no records\.jsonl: run imagen-video prepare again"):
         open_source(tmp_path / "out")
     assert first.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "match"),
+    [
+        ("records.jsonl", '{"shard"', '{"sha"rd"', r"records\.jsonl line 1 is not one that prepare writes"),
+        ("records.jsonl", '"path"', '"pith"', "line 1 is not"),
+        ("records.jsonl", '"record": 1', '"record": 99', "line 2 is not"),
+        ("records.jsonl", '"captions": ["clip 0"]', '"captions": null', "line 1 is not"),
+        ("records.jsonl", '"shard": "train', '"shard": "../p/train', "line 1 is not"),
+        ("records.jsonl", '"facts": {', '"facts": 3, "more": {', "line 1 is not"),
+        ("records.jsonl", '{"shard"', "\udcff", "line 1 is not"),
+        ("statistics.json", '"shards"', '"shreds"', "does not say what the shards hold"),
+        ("statistics.json", '"train-', '"../p/train-', "names a shard '../p/train-"),
+        ("statistics.json", "{", "[{", "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_index_is_one_line(small_prepared, tmp_path, name, old, new, match):
+    out = shutil.copytree(small_prepared, tmp_path / "out")
+    text = (out / name).read_text()
+    assert old in text
+    (out / name).write_text(text.replace(old, new, 1), errors="surrogateescape")
+    with pytest.raises(UserError, match=match) as caught:
+        open_source(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_lost_lines_is_refused(small_prepared, tmp_path):
+    out = shutil.copytree(small_prepared, tmp_path / "out")
+    (out / "records.jsonl").write_text((out / "records.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="lists 1 of 2 records"):
+        open_source(out)
+
+
+@pytest.fixture(scope="module")
+def small_prepared(tmp_path_factory):
+    source = tmp_path_factory.mktemp("small")
+    for number in range(2):
+        Image.fromarray(picture(number, 1)[0]).save(source / f"{number}.png")
+        (source / f"{number}.txt").write_text(f"clip {number}")
+    prepare(str(source), source.parent / "small_prepared")
+    return source.parent / "small_prepared"
+
+
+def test_a_stated_sha256_tells_a_flipped_bit_that_decodes(small, tmp_path):
+    whole = (small / "0.mp4").read_bytes()
+    rows = [
+        {"path": f"{n}.mp4", "sha256": hashlib.sha256((small / f"{n}.mp4").read_bytes()).hexdigest()} for n in (0, 1)
+    ]
+    (small / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = whole.index(b"x264 - core")  # a text inside the stream: nothing decodes differently
+    (small / "0.mp4").write_bytes(whole[:place] + b"y" + whole[place + 1 :])
+    assert len(read_media(small / "0.mp4").frames_THWC) == 10
+    assert prepare(str(small), tmp_path / "out")["kept"] == 1
+    reasons = {row["path"]: row["reason"] for row in rows_of(tmp_path / "out" / "quarantine.jsonl")}
+    assert reasons["0.mp4"] == "its content is not that of the sha256 stated for it"
+
+
+def test_every_flipped_bit_of_the_clips_in_a_shard_is_noticed(small_prepared, tmp_path):
+    """ArrayRecord has checksums of its chunks."""
+    out = shutil.copytree(small_prepared, tmp_path / "out")
+    (shard,) = out.glob("*.array_record")
+    whole, media = shard.read_bytes(), media_records(out)[0]["media"]
+    first = whole.index(media)
+    for place in np.random.default_rng(0).integers(first, first + len(media), 20):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(MediaError, match=r"record 0 cannot be read \(.*hash mismatch"):
+            open_source(out).images[0].media()
+
+
+def test_a_slip_in_the_source_leaves_the_folder_free_for_the_right_one(small, tmp_path):
+    for wrong, match in ((tmp_path / "smal", "no such file or folder"), (tmp_path / "empty", "it is empty")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        fails(match, str(wrong), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    fails("is a mixture, which only training shows", f"{small}*1,{small}*2", tmp_path / "out")
+    assert prepare(str(small), tmp_path / "out")["kept"] == 2
 
 
 def test_validation_is_chosen_by_content_and_shares_no_clip(tmp_path):

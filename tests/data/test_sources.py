@@ -134,6 +134,35 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     assert len(open_source(tmp_path / "entrance", captions_optional=True).videos) == 1
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "a.txt", "shard.tar"])
+def test_captions_and_tars_that_lead_outside_or_are_pipes_are_never_opened(tmp_path, name):
+    """Opening a pipe would wait for ever."""
+    inside, outside = touch(tmp_path / "inside", "a.mp4"), tmp_path / "outside"
+    outside.mkdir()
+    if name == "shard.tar":
+        (inside / "a.mp4").unlink()
+        write_tar(outside / name, {"b.mp4": b"secret", "b.txt": b"secret"})
+    else:
+        (outside / name).write_text('{"path": "a.mp4", "caption": "secret"}')
+    os.symlink(outside / name, inside / name)
+    fails(inside, "a link that leaves the folder", captions_optional=True)
+    (inside / name).unlink()
+    os.mkfifo(inside / name)
+    fails(inside, "not a regular file", captions_optional=True)
+    (inside / name).unlink()
+    os.symlink("nowhere", inside / name)
+    if name != "a.txt":  # beside a clip it is as if it were not there
+        fails(inside, "a link to nothing", captions_optional=True)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    fails(tmp_path / "pipe.jsonl", "neither a folder nor a regular file")
+
+
+def test_a_sidecar_too_long_to_be_captions_is_not_read(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "a.txt").write_bytes(b"word " * (1 << 18))
+    fails(tmp_path, r"a\.txt: longer than 1048576 bytes")
+
+
 def test_one_file_under_two_names_is_refused(tmp_path):
     touch(tmp_path, "a.mp4")
     os.symlink("a.mp4", tmp_path / "b.mp4")

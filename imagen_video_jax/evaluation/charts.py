@@ -143,5 +143,7 @@ def _curve(name: str, curve: Sequence[Point], colour: str, at_x, at_y) -> list[s
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"><title>{_told(name, p)}</title></circle>'
         )
         if p.label:
-            parts.append(f'<text x="{px + 6:.1f}" y="{py - 6:.1f}" font-size="11">{html.escape(p.label)}</text>')
+            parts.append(
+                f'<text x="{px + 6:.1f}" y="{py - 6:.1f}" font-size="11" fill="{colour}">{html.escape(p.label)}</text>'
+            )
     return parts

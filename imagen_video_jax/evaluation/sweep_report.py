@@ -137,6 +137,11 @@ def _groups(rows: Sequence[dict], along: str) -> dict[str, list[dict]]:
     return {name: sorted(group, key=lambda row: row[along]) for name, group in found.items()}
 
 
+def _legend(report: Report, groups: dict[str, list[dict]]) -> None:
+    if len(groups) > 1:
+        report.parts.append(legend(list(groups)))
+
+
 def _trade_off(report: Report, rows: list[dict]) -> None:
     pairs = [
         (d, a) for d in DISTANCES for a in ALIGNMENTS if all(d in r["metrics"] and a in r["metrics"] for r in rows)
@@ -145,13 +150,14 @@ def _trade_off(report: Report, rows: list[dict]) -> None:
         return
     report.heading("Fidelity against alignment, over the guidance weight")
     report.paragraph("Down is closer to real videos, right is closer to the prompt; each point says its weight w.")
-    charts = []
+    groups, charts = _groups(rows, "guidance"), []
+    _legend(report, groups)
     for distance, alignment in pairs[:4]:
         series = {
             name: [Point(r["metrics"][alignment], r["metrics"][distance], f"w {r['guidance']:g}") for r in group]
-            for name, group in _groups(rows, "guidance").items()
+            for name, group in groups.items()
         }
-        charts.append(chart(series, x=alignment, y=distance, width=520))
+        charts.append(chart(series, x=alignment, y=distance, width=520, with_legend=False))
     report.side_by_side(charts)
 
 
@@ -161,8 +167,7 @@ def _over(report: Report, rows: list[dict], field: str, title: str, label: str) 
         return
     report.heading(title)
     groups = _groups(rows, field)
-    if len(groups) > 1:
-        report.parts.append(legend(list(groups)))
+    _legend(report, groups)
     charts, alike = [], []
     for name in _names(rows):
         if name == "validation_loss" and field != "step":

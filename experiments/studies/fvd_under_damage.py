@@ -129,14 +129,17 @@ def plot(rows: Sequence[dict]) -> str:
         points = [Point(i, row["fvd"], f"{row['strength']:g}" if i else "") for i, row in enumerate(own)]
         series[f"{name} ({DAMAGES[name][2]})"] = points
     svg = chart(series, x="strength, from none to the strongest; its value beside each point", y="FVD", height=400)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return svg.replace(
+        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff;font-family:sans-serif" ', 1
+    )
 
 
 def markdown(rows: Sequence[dict]) -> str:
     lines = ["| damage | FVD with none, then at each strength | grows |", "|---|---|---|"]
     for name, own in curves(rows).items():
         values = ", ".join(
-            f"{row['fvd']:.3g} ({row['strength']:g})" if i else f"{row['fvd']:.1g}" for i, row in enumerate(own)
+            f"{row['fvd']:{'.0f' if row['fvd'] >= 100 else '.3g'}}" + (f" ({row['strength']:g})" if i else "")
+            for i, row in enumerate(own)
         )
         lines.append(f"| {name}, {DAMAGES[name][2]} | {values} | {'yes' if grows(own) else 'no'} |")
     return "\n".join(lines)

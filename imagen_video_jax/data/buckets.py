@@ -36,14 +36,17 @@ def nearest(size: Size, sizes: Sequence[Size]) -> int:
 
 
 def assign(examples: Sequence[Example], sizes: Sequence[Size]) -> list[tuple[Example, ...]]:
-    """The examples of each bucket. Sizes are known of what was prepared; of other files one frame is decoded."""
-    chosen: list[list[Example]] = [[] for _ in sizes]
-    for example in examples:
-        chosen[nearest(_size(example), sizes)].append(example)
-    return [tuple(bucket) for bucket in chosen]
+    """The examples of each bucket. Sizes are known of what was prepared; of other files one frame is decoded.
+
+    What cannot be read is with the most others, so that no bucket holds nothing else; who reads it says what is wrong.
+    """
+    buckets = [nearest(size, sizes) if (size := _size(example)) else None for example in examples]
+    largest = max(range(len(sizes)), key=buckets.count)
+    buckets = [largest if bucket is None else bucket for bucket in buckets]
+    return [tuple(e for e, bucket in zip(examples, buckets, strict=True) if bucket == b) for b in range(len(sizes))]
 
 
-def _size(example: Example) -> Size:
+def _size(example: Example) -> Size | None:
     known = example.facts.get("height"), example.facts.get("width")
     if example.stamp and all(isinstance(side, int) and side > 0 for side in known):
         return known
@@ -53,4 +56,4 @@ def _size(example: Example) -> Size:
             return media.frames_THWC.shape[1:3]
         return isolated.displayed_size(media)
     except MediaError:
-        return 1, 1  # whoever reads it will say what is wrong
+        return None

@@ -69,6 +69,9 @@ class Tally:
             if isinstance(error, MediaError):
                 self._bad.add(name)
 
+    def is_bad(self, name: str) -> bool:
+        return name in self._bad
+
     def check(self) -> None:
         """Raises UserError (exit code 4) when too many of the files read so far are bad."""
         with self._lock:
@@ -123,16 +126,20 @@ class Loader:
         self._order_of = functools.lru_cache(maxsize=2 * len(self._parts))(self._draw_order)
 
     def training_item(self, position: int) -> Item:
-        """The item at a position, with the next usable example of its data set where the one due is not."""
-        part, number = self._part_of(position)
-        count = len(self._parts[part])
-        epoch, place = divmod(number, count)
-        order = self._order_of(part, epoch)
-        for step in range(count):
-            item = self._item(int(order[(place + step) % count]), position)
-            if item is not None:
-                return item
-        raise self._nothing_readable(self._parts[part])
+        """The item at a position. Where the one due cannot be used, the next of its data set that can, else of another.
+
+        With buckets, a data set may have a single file of a size, and that a bad one.
+        """
+        due, number = self._part_of(position)
+        for part in (*range(due, len(self._parts)), *range(due)):
+            count = len(self._parts[part])
+            epoch, place = divmod(number, count)
+            order = self._order_of(part, epoch)
+            for step in range(count):
+                item = self._item(int(order[(place + step) % count]), position)
+                if item is not None:
+                    return item
+        raise self._nothing_readable(range(len(self.examples)))
 
     def evaluation_item(self, position: int) -> Item:
         """The example at a position, or an invalid item."""
@@ -206,7 +213,7 @@ class Loader:
 
     def _nothing_readable(self, indices: Sequence[int]) -> UserError:
         name = str(self.examples[indices[0]].path)
-        return UserError(
-            f"none of the {len(indices)} examples can be used; {name}: {self.tally.skipped.get(name, 'unreadable')}",
-            exit_code=TOO_MUCH_BAD_DATA,
-        )
+        text = f"none of the {len(indices)} examples can be used; {name}: {self.tally.skipped.get(name, 'unreadable')}"
+        if any(self.tally.is_bad(str(self.examples[index].path)) for index in indices):
+            return UserError(text, TOO_MUCH_BAD_DATA)
+        return UserError(f"{text}; short=repeat shows their last frame again, or take fewer frames")

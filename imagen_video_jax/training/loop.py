@@ -33,7 +33,7 @@ from imagen_video_jax.training import guard
 from imagen_video_jax.training.agreement import facts
 from imagen_video_jax.training.goodput import Ledger
 from imagen_video_jax.training.looking import Looks
-from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar
+from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar, report_clips
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
 from imagen_video_jax.training.saver import Saver
@@ -158,7 +158,11 @@ class _Run:
         with contextlib.ExitStack() as stack:
             for stream in batches.values():
                 stack.enter_context(stream)
-            return self._steps(state, batches)
+            try:
+                return self._steps(state, batches)
+            finally:
+                if distributed.is_first():
+                    report_clips(self.workdir, batches.values())
 
     def _steps(self, state: TrainState, batches: dict) -> TrainState:
         step, pending, ending = self.start_step, None, None
@@ -199,7 +203,6 @@ class _Run:
         self._read(pending, last=True)
         if pending is not None:
             self._save(state, pending, self._seconds(), wait=True)
-        self._report_skipped(batches)
         return state
 
     def _at_once(self):
@@ -404,7 +407,7 @@ class _Run:
 
     def _note(self, batches: dict) -> str:
         skipped = sum(len(stream.skipped) for stream in batches.values())
-        return f"loss {self.last_loss:.4f}" + (f", {skipped} unreadable" if skipped else "")
+        return f"loss {self.last_loss:.4f}" + (f", {skipped} unusable" if skipped else "")
 
     def _between_steps(self, state: TrainState, pending, seconds: float) -> None:
         config, step = self.config, pending[0]
@@ -455,12 +458,6 @@ class _Run:
     def _saved(self, step: int, values: dict) -> None:
         self.writer.write(step, values, kind="save")
         self.ledger.saved(step, self.safe.pop(step, {}))
-
-    def _report_skipped(self, batches: dict) -> None:
-        skipped = {path: reason for stream in batches.values() for path, reason in stream.skipped.items()}
-        if skipped and distributed.is_first():
-            path, reason = next(iter(skipped.items()))
-            print(f"{len(skipped)} unreadable files were skipped, the first: {path}: {reason}")
 
 
 def _starting_from(params, state: TrainState) -> TrainState:

@@ -1,4 +1,5 @@
-"""Where numbers go: `metrics.jsonl` (losses), `events.jsonl` (everything else), TensorBoard, and the progress bar."""
+"""Where numbers go: `metrics.jsonl` (losses), `events.jsonl` (everything else), TensorBoard, the clips that were not as
+they should be (`unusable.jsonl`), and the progress bar."""
 
 import contextlib
 import json
@@ -6,13 +7,48 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 
 import rich.progress
 from tensorboardX import SummaryWriter
 
 from imagen_video_jax import storage
+from imagen_video_jax.data.batches import Batches
 
 LOSSES = ("train", "held_out")  # kinds of rows that have a loss: those of metrics.jsonl
+
+
+def report_clips(workdir: pathlib.Path, streams: Iterable[Batches]) -> None:
+    """Lists the clips that this process could not use or made longer, and why, in DIR/unusable.jsonl; prints a line.
+
+    What earlier runs in the folder found stays listed.
+    """
+    rows = {}
+    for stream in streams:
+        rows |= {path: {"path": path, "what": "skipped", "reason": text} for path, text in stream.skipped.items()}
+        for path, text in stream.repeated.items():
+            rows[path] = {"path": path, "what": "last frame repeated", "reason": text}
+    if not rows:
+        return
+    path = workdir / "unusable.jsonl"
+    known = {row["path"]: row for row in _rows(path)}
+    try:
+        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in (known | rows).values()))
+    except OSError as error:
+        print(f"warning: {path} cannot be written: {error}", file=sys.stderr)
+    skipped = [row for row in rows.values() if row["what"] == "skipped"]
+    said = [f"{len(rows) - len(skipped)} short clips repeated their last frame"] if len(skipped) < len(rows) else []
+    if skipped:
+        first = skipped[0]
+        said.insert(0, f"{len(skipped)} clips could not be used, the first: {first['path']}: {first['reason']}")
+    print("; ".join(said) + f"; listed in {path}")
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
 
 
 class MetricsWriter:

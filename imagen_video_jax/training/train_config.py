@@ -5,6 +5,7 @@ import dataclasses
 from jax.sharding import Mesh
 
 from imagen_video_jax.data.buckets import parse_sizes
+from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import MeshShape, batch_divisor
 from imagen_video_jax.stages.stage_config import StageConfig
@@ -78,6 +79,7 @@ class TrainConfig:
             raise ValueError("batch_size and image_batch_size are both 0: there is nothing to train on")
         if not 0 <= self.bad_share <= 1:
             raise ValueError(f"bad_share must be in [0, 1], got {self.bad_share}")
+        ClipSpec(1, 1, 1, crop=self.crop, short=self.short)  # raises where these are not known
         for height, width in parse_sizes(self.buckets):
             dataclasses.replace(self.stage, height=height, width=width)  # raises where the network cannot be so large
 

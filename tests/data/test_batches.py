@@ -14,7 +14,7 @@ from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.loading import Loader, Tally
 from imagen_video_jax.data.sources import open_source
-from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, UserError
+from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, WRONG_REQUEST, UserError
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import write_video
 
@@ -365,6 +365,20 @@ def test_buckets_give_each_shape_batches_of_its_own_size(tmp_path):
         assert next(batches).video_BTHWC.shape == (4, 4, 8, 12, 3)
 
 
+def test_a_bad_file_alone_in_its_data_set_and_size_is_replaced_by_another_of_that_size(tmp_path):
+    videos = portrait(tmp_path)
+    (tmp_path / "8.mp4").write_bytes(b"<html>")
+    parts = tuple(dataclasses.replace(e, part=int(e.path.stem != "8" and e.id < 3)) for e in videos)
+    mixed = tuple(dataclasses.replace(e, part=2 if e.path.stem == "8" else e.part) for e in parts)
+    options = {"sizes": ((12, 8), (8, 12)), "batch_size": 3, "weights": (1.0, 1.0, 1.0)}
+    with open_(mixed, **options) as batches:
+        ids = np.concatenate([next(batches).id_B for _ in range(9)])
+        assert list(batches.skipped) == [str(tmp_path / "8.mp4")]
+    assert set(ids) == set(range(8))
+    with open_(mixed, start_step=4, threads=2, **options) as batches:
+        np.testing.assert_array_equal(np.concatenate([next(batches).id_B for _ in range(5)]), ids[12:])
+
+
 def test_too_many_bad_files_end_the_run_but_a_few_or_short_ones_do_not(folder, tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02d}.mp4").write_bytes((folder / f"{number % COUNT}.mp4").read_bytes())
@@ -388,13 +402,18 @@ def test_too_many_bad_files_end_the_run_but_a_few_or_short_ones_do_not(folder, t
         for _ in range(20):
             next(batches)
     short = ClipSpec(40, 8, 12, 6.0, short="skip")
-    with open_(videos[10:], spec=short) as batches, pytest.raises(UserError, match="none of the 30 examples"):
+    with (
+        open_(videos[10:], spec=short) as batches,
+        pytest.raises(UserError, match=r"30 examples .* short=repeat") as caught,
+    ):
         next(batches)
+    assert caught.value.exit_code == WRONG_REQUEST  # the files are good, the request does not fit them
 
 
 def test_a_stopped_decoding_process_is_noticed_and_changes_no_batch(examples, monkeypatch):
     expected = take(6, examples, cache_bytes=0)
-    monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 8.0})
+    isolated.close_all()  # each that is stopped takes its time
+    monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 5.0})
     with open_(examples, threads=1, prefetch=1, cache_bytes=0) as batches:
         first = next(batches)
         for decoder in list(isolated._all):

@@ -76,7 +76,7 @@ def devices_of(topology: Topology) -> list:
         # Hosts of four chips are libtpu's default.
         extra = {"chips_per_host_bounds": (1, 1, 1)}
     try:
-        with _quiet():
+        with _quiet(), _without_flags():
             return topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **extra).devices
     except Exception as error:  # libtpu's own exception types are not public
         reason = str(error).splitlines()[0][:200]
@@ -96,12 +96,24 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextlib.contextmanager
+def _without_flags() -> Iterator[None]:
+    """libtpu ends the process for an XLA flag that only the CPU's compiler knows; its own are in LIBTPU_INIT_ARGS."""
+    saved = os.environ.pop("XLA_FLAGS", None)
+    try:
+        yield
+    finally:
+        if saved is not None:
+            os.environ["XLA_FLAGS"] = saved
+
+
 def compile_program(program: Program) -> Compiled | TooLarge:
     """Compiles for the devices that the arguments' shardings name."""
     began = time.monotonic()
     lowered = program.lower()
     try:
-        compiled = lowered.compile()
+        with _without_flags():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)

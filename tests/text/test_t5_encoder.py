@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
-from imagen_video_jax import functional, partitioning
+from imagen_video_jax import chips, functional, partitioning
+from imagen_video_jax.compiling import devices_of
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.text.embed import TextEncoder
 from imagen_video_jax.text.t5_encoder import SIZES, T5Config, T5Encoder, relative_buckets
@@ -161,10 +161,8 @@ def test_states_are_those_of_transformers(heads, head_width, gated, tmp_path):
 @pytest.mark.slow
 def test_xxl_compiles_for_sixteen_chips_of_16_gb(monkeypatch):
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'imagen_video_jax[plan]'")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
-    mesh = partitioning.make_mesh(MeshShape(data=1, fsdp=16), devices)
+    monkeypatch.delenv("XLA_FLAGS")  # libtpu does not know those of the CPU's compiler
+    mesh = partitioning.make_mesh(MeshShape(data=1, fsdp=16), devices_of(chips.parse_topology("v5e:4x4")))
     network = functional.split(lambda rngs: T5Encoder(SIZES["xxl"], jnp.bfloat16))
 
     def laid_out(abstract, sharding):

@@ -163,7 +163,11 @@ def _decode_all(media: Media, each_frame: Callable, max_frames: int | None):
                 break
         if not times:
             raise MediaError(media, "holds no frame that decodes")
-        return *_constant_rate(media, times, duration_s, float(stream.average_rate or 0)), size
+        rate = float(stream.average_rate or 0)
+        if container.format.name == "avi" and None not in times and np.any(np.diff(times) <= 0):
+            # An avi stores no times, only a rate; those of reordered frames are guesses of the decoder.
+            times = [place / rate for place in range(len(times))] if rate else [None] * len(times)
+        return *_constant_rate(media, times, duration_s, rate), size
 
 
 def url_of(path: str | os.PathLike) -> str:

@@ -26,6 +26,7 @@ CODECS = {
     "av1.webm": ("libsvtav1", "webm", "yuv420p"),
     "av1.mp4": ("libsvtav1", "mp4", "yuv420p"),
     "mpeg4.avi": ("mpeg4", "avi", "yuv420p"),
+    "h264.avi": ("libx264", "avi", "yuv420p"),
     "mpeg4.m4v": ("mpeg4", "mp4", "yuv420p"),
     "mjpeg.avi": ("mjpeg", "avi", "yuvj420p"),
     "mjpeg.mov": ("mjpeg", "mov", "yuvj420p"),

@@ -39,7 +39,7 @@ class Member:
     """One stage of a cascade: its functions and its (EMA) weights."""
 
     stage: Stage
-    params: dict
+    params: dict | None  # None where the checkpoint is gone, if that was allowed
     checkpoint: str
     sha256: str = ""  # which weights these are: of the checkpoint's manifest, or of the bundle's files
     step: int = 0  # of its training
@@ -137,6 +137,7 @@ class Cascade:
         vocabulary: str = "",
         mesh: jax.sharding.Mesh | None = None,
         tiling: Tiling = WHOLE,
+        allow_gone: bool = False,
     ) -> "Cascade":
         """Reads a `cascade.json` or a bundle, verifies every file it names and loads the EMA weights.
 
@@ -144,8 +145,9 @@ class Cascade:
           weights, vocabulary: where the text encoder's files are, if no longer where training found them.
           mesh: devices to shard weights, batch, frames and height over; by default the first one alone.
           tiling: of the network calls of super-resolution stages, along the axes that each of them can be cut.
+          allow_gone: stages whose checkpoint was deleted have params None, to be put there by the caller.
         """
-        content, members = read_members(path, mesh=mesh, tiling=tiling)
+        content, members = read_members(path, mesh=mesh, tiling=tiling, allow_gone=allow_gone)
         members = list(members)
         moved = {name: text for name, text in (("weights", weights), ("vocabulary", vocabulary)) if text}
         return cls(members, trained_with=(content.get("encoder") or {}) | moved, mesh=mesh)
@@ -315,7 +317,11 @@ class Cascade:
 
 
 def read_members(
-    path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, tiling: Tiling = WHOLE
+    path: str | os.PathLike,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    tiling: Tiling = WHOLE,
+    allow_gone: bool = False,
 ) -> tuple[dict, Iterator[Member]]:
     """What a `cascade.json` or a bundle says, and its stages, each loaded when it is asked for."""
     folder, content = bundle.read_description(path)
@@ -339,12 +345,25 @@ def read_members(
                 yield Member(stage, params, entry["weights"], bundle.weights_sha256(folder, entry["weights"]), trained)
                 continue
             step = folder / entry["checkpoint"]
-            if not step.is_dir():
-                raise UserError(f"{path} names checkpoint {step}, which does not exist; make the cascade anew")
-            params = checkpoint.restore(checkpoint.verify(step), "ema", abstract)
-            yield Member(stage, params, entry["checkpoint"], storage.sha256_file(step / storage.MANIFEST), trained)
+            params, digest = _weights_of(step, path, abstract, allow_gone)
+            yield Member(stage, params, entry["checkpoint"], digest, trained)
 
     return content, members()
+
+
+def _weights_of(step: pathlib.Path, named_by, abstract, allow_gone: bool) -> tuple[dict | None, str]:
+    """The EMA weights of a checkpoint and the hash of its manifest; (None, "") where it is gone and may be."""
+    try:
+        if not step.is_dir():
+            raise UserError(f"{named_by} names checkpoint {step}, which does not exist; make the cascade anew")
+        params = checkpoint.restore(checkpoint.verify(step), "ema", abstract)
+        return params, storage.sha256_file(step / storage.MANIFEST)
+    except (UserError, OSError) as error:
+        if allow_gone and not step.is_dir():
+            return None, ""
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"checkpoint {step} cannot be read: {error}", NO_CHECKPOINT) from None
 
 
 def _placed(stage: Stage, mesh: jax.sharding.Mesh | None):

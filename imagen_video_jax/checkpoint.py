@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from imagen_video_jax import distributed, steps, storage
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.errors import NO_CHECKPOINT, UserError
 from imagen_video_jax.steps import committed_steps, newest, require_newest, verify
 
 # Everything that is asked of a checkpoint, in one place.
@@ -80,6 +80,15 @@ def read_meta(path: pathlib.Path) -> dict:
 
 def restore(path: pathlib.Path, name: str, abstract):
     """One named tree, into the structure, dtypes and shardings of `abstract`; UserError printing any difference."""
+    try:
+        return _restored(path, name, abstract)
+    except (OSError, ValueError):
+        if (path / storage.MANIFEST).exists() and (path / name).exists():
+            raise
+        raise UserError(f"checkpoint {path} was deleted while it was read", NO_CHECKPOINT) from None
+
+
+def _restored(path: pathlib.Path, name: str, abstract):
     stored = read_meta(path)["trees"].get(name)
     if stored is None:
         raise UserError(f"checkpoint {path} holds no {name!r}, only {sorted(read_meta(path)['trees'])}")

@@ -54,6 +54,22 @@ def test_another_shape_dtype_or_tree_is_refused_with_the_difference(tmp_path):
         assert part in str(error.value)
 
 
+def test_a_step_that_is_deleted_while_it_is_read_is_one_line(tmp_path, monkeypatch):
+    tree = {"w": jnp.ones(3)}
+    checkpoint.save(tmp_path, 1, {"params": tree}, {})
+    real = checkpoint.read_meta
+
+    def read_meta(path):  # the last thing that is read before the arrays
+        found = real(path)
+        checkpoint.steps.remove(tmp_path, 1)
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_meta", read_meta)
+    with pytest.raises(UserError, match="1 was deleted while it was read") as caught:
+        checkpoint.restore(tmp_path / "1", "params", abstract(tree))
+    assert caught.value.exit_code == NO_CHECKPOINT
+
+
 def test_temporary_folders_are_no_steps(tmp_path):
     checkpoint.save(tmp_path, 5, {"params": TREE}, {})
     (tmp_path / ".6.tmp-123").mkdir()

@@ -33,7 +33,8 @@ class CellSampler:
     def __init__(self, config: SweepConfig, prompts: Prompts, workdir: pathlib.Path, store: FeatureStore):
         self.config, self.prompts, self.workdir, self.store = config, prompts, workdir, store
         self.root = pathlib.Path(config.cascade)
-        self.cascade = Cascade.load(self.root)
+        # A running training has long deleted what cascade.json names; other checkpoints of it can be swept.
+        self.cascade = Cascade.load(self.root, allow_gone="cascade" not in config.checkpoints)
         self.own = [member.params for member in self.cascade.members]
         members = len(self.own)
         self.stop = self.cascade.position(config.stop_after) + 1 if config.stop_after else members
@@ -47,6 +48,9 @@ class CellSampler:
             )
         own = self.root if self.root.is_dir() else self.root.parent
         self.folders = [own / member.checkpoint for member in self.cascade.members[: self.stop]]
+        for index, folder in enumerate(self.folders):
+            if self.own[index] is None and index != self.main:
+                raise UserError(f"{self.root} names checkpoint {folder}, which does not exist; make the cascade anew")
         self.digests = [member.sha256 for member in self.cascade.members[: self.stop]]
         bundled = any(folder.is_file() for folder in self.folders)
         if bundled and (set(config.checkpoints) != {"cascade"} or not all(config.ema)):

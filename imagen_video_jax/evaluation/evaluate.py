@@ -111,8 +111,13 @@ class _Sweep:
 
     def _pinned(self, folder: pathlib.Path) -> Trained:
         own = self.sampler.own_checkpoint()
-        if folder.name == str(own.step) and folder.is_dir() and committed(folder) == own.digest:
-            return own
+        if (
+            folder.name == str(own.step)
+            and folder.is_dir()
+            and committed(folder) == own.digest
+            and all(self.config.ema)
+        ):
+            return own  # its EMA weights are in memory
         return pinned.pin(folder, self.workdir / "pinned")
 
     def _choose_metrics(self) -> tuple[tuple[str, ...], dict[str, Extractor]]:

@@ -324,6 +324,18 @@ def test_prompts_of_a_file_have_no_judge_and_too_few_are_said(world, tmp_path, c
     assert "holds 2 prompts, videos is 3" in capsys.readouterr().err
 
 
+def test_a_running_training_may_have_deleted_what_the_cascade_names(world, tmp_path, capsys):
+    shutil.copytree(world / "base", tmp_path / "base")
+    join([str(tmp_path / "base")], tmp_path / "base.json")
+    (tmp_path / "base" / "checkpoints" / "3").rename(tmp_path / "base" / "checkpoints" / "4")
+    sweep = {"cascade": tmp_path / "base.json", "guidance": "(0)"}
+    assert run(world, tmp_path / "out", checkpoints="(newest,)", **sweep) == 0
+    assert [row["step"] for row in rows_of(tmp_path / "out")] == [4]
+    capsys.readouterr()
+    assert run(world, tmp_path / "out", **sweep) == 2
+    assert re.search(r"checkpoint .*base/checkpoints/3, which does not exist", capsys.readouterr().err)
+
+
 def test_damaged_rows_are_named(world, tmp_path, capsys):
     assert run(world, tmp_path / "out", guidance="(0)") == 0
     next(pathlib.Path(tmp_path / "out" / "rows").glob("*.json")).write_text("{")

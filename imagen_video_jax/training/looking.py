@@ -13,7 +13,7 @@ from imagen_video_jax.data.batches import evaluation_batches
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.sources import Source
 from imagen_video_jax.stages.stage import Stage
-from imagen_video_jax.text.embedding_cache import EmbeddingCache
+from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.state import TrainState
 from imagen_video_jax.training.step import Objective, batch_loss, loss_of
 from imagen_video_jax.training.train_config import TrainConfig
@@ -26,7 +26,7 @@ SHOWN = 4  # samples beside each other in a video of samples/
 class Looks:
     """Looks at a state's EMA weights; every process of a job takes part, the first one writes.
 
-    Args: source and validation (may be None) are the run's data, opened; samples go to `folder`.
+    Args: samples go to `folder`.
     """
 
     def __init__(
@@ -35,14 +35,11 @@ class Looks:
         stage: Stage,
         objective: Objective,
         mesh: Mesh,
-        *,
-        source: Source,
-        validation: Source | None,
-        embeddings: EmbeddingCache,
+        inputs: Inputs,
         folder: pathlib.Path,
     ):
         self.config, self.stage, self.objective, self.mesh = config, stage, objective, mesh
-        self.source, self.validation, self.embeddings, self.folder = source, validation, embeddings, folder
+        self.inputs, self.folder = inputs, folder
 
     def _evaluation_batches(self, source: Source, size: int, frames: int):
         stage = self.config.stage
@@ -50,7 +47,7 @@ class Looks:
             source.videos,
             ClipSpec(frames, stage.height, stage.width, stage.fps),
             batch_size=size,
-            embeddings=self.embeddings,
+            embeddings=self.inputs.embeddings,
             text_length=stage.text_length,
             slots=partitioning.batch_slots(self.mesh, size),
         )
@@ -66,7 +63,7 @@ class Looks:
 
     def held_out_loss(self, state: TrainState) -> dict:
         """Mean loss of the EMA weights over the validation clips, with fixed noise; {} where there are none."""
-        if not (self.validation and self.validation.videos):
+        if not (self.inputs.validation and self.inputs.validation.videos):
             return {}
         if not hasattr(self, "_evaluate"):
             self._evaluate = self._jit_look(
@@ -76,7 +73,7 @@ class Looks:
             )
         rows, key = [], jax.random.key(0)
         size = max(self.config.batch_size, partitioning.batch_divisor(self.mesh))
-        with self._evaluation_batches(self.validation, size, self.config.stage.train_frames) as batches:
+        with self._evaluation_batches(self.inputs.validation, size, self.config.stage.train_frames) as batches:
             for number, batch in enumerate(batches):
                 batch = partitioning.put_batch(self.mesh, batch)
                 rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
@@ -84,7 +81,9 @@ class Looks:
 
     def write_samples(self, state: TrainState, step: int) -> None:
         """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4. Without videos, nothing."""
-        source = next((source for source in (self.validation, self.source) if source and source.videos), None)
+        source = next(
+            (source for source in (self.inputs.validation, self.inputs.source) if source and source.videos), None
+        )
         if source is None:
             return
         divisor = partitioning.batch_divisor(self.mesh)

@@ -17,27 +17,20 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
-from imagen_video_jax.bundle import initial_params
-from imagen_video_jax.data.batches import open_batches
-from imagen_video_jax.data.buckets import parse_sizes
-from imagen_video_jax.data.clips import ClipSpec
-from imagen_video_jax.data.sources import open_source
+from imagen_video_jax import distributed, partitioning, storage
 from imagen_video_jax.errors import DIVERGED, UserError
-from imagen_video_jax.stages.stage import Stage, named_key
-from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
-from imagen_video_jax.training import guard
-from imagen_video_jax.training.agreement import facts
+from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.goodput import Ledger
+from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.looking import Looks
 from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar, report_clips
 from imagen_video_jax.training.optimizer import direction
-from imagen_video_jax.training.resume import as_dict, check_goes_on, code_version, identity, note_other_code
+from imagen_video_jax.training.resume import as_dict, code_version, identity
 from imagen_video_jax.training.saver import Saver
-from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, initial_state, shardings_of
+from imagen_video_jax.training.start import find_start, start_state
+from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
 from imagen_video_jax.training.stopping import Stop, StopNow
 from imagen_video_jax.training.throughput import Throughput
@@ -91,20 +84,18 @@ class _Run:
     def __init__(self, config: TrainConfig, workdir: pathlib.Path, stop: Stop, objective: Objective):
         self.config, self.workdir, self.stop, self.objective = config, workdir, stop, objective
         self.checkpoints = workdir / "checkpoints"
-        distributed.agree(self._open_data)
-        self.meta = self._find_start()
+        distributed.agree(self._open)
+        self.meta = find_start(workdir, config)
         self.mesh = partitioning.make_mesh(config.mesh)
         check_divisible(config, self.mesh)
-        self._check_text()
+        self.inputs.check_text((self.meta or {}).get("encoder"), workdir)
         self.stage = Stage(config.stage)
         self.looks = Looks(
             config,
             self.stage,
             objective,
             self.mesh,
-            source=self.source,
-            validation=self.validation,
-            embeddings=self.embeddings,
+            self.inputs,
             folder=workdir / "samples",
         )
         self.key = jax.random.key(config.seed)
@@ -119,7 +110,7 @@ class _Run:
 
     def run(self) -> TrainState:
         with self.ledger.during("restore" if self.meta else "compile"):
-            state = self._start_state()
+            state = self._state()
         if self.start_step >= self.config.steps or self._out_of_time(self.start_step, self.seconds_before):
             return state
         first = distributed.is_first()
@@ -150,11 +141,19 @@ class _Run:
             print("\n".join(filter(None, [self.ledger.table(), self.throughput.text()])))
         return state
 
+    def _open(self) -> dict[str, str]:
+        """Opens what this process reads, and says what all processes of the job must have alike."""
+        self.inputs = Inputs(self.config)
+        return {} if jax.process_count() == 1 else self.inputs.facts(self.workdir)
+
+    def _state(self) -> TrainState:
+        return start_state(self.config, self.stage, self.objective, self.mesh, self.key, self.meta)
+
     def _train_from(self, state: TrainState) -> TrainState:
         """Trains until the end; `_Diverged` when too many updates in a row do not count."""
         self.position = self.start_step + self.left_out
         self.throughput.restart()
-        batches = self._open_batches(self.position)
+        batches = self.inputs.batches(self.mesh, self.position)
         with contextlib.ExitStack() as stack:
             for stream in batches.values():
                 stack.enter_context(stream)
@@ -221,100 +220,6 @@ class _Run:
             self.programs[shapes] = self.stop.run(compiled) if jax.process_count() == 1 else compiled()
             distributed.meet()
         return self.programs[shapes]
-
-    # Starting.
-
-    def _open_data(self) -> dict[str, str]:
-        """Opens what this process reads, and says what all processes of the job must have alike."""
-        config = self.config
-        self.source = open_source(config.data)
-        self.validation = open_source(config.validation) if config.validation else None
-        self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
-        if jax.process_count() == 1:
-            return {}
-        return facts(config, self.workdir, [self.source, self.validation], self.embeddings.info)
-
-    def _find_start(self) -> dict | None:
-        meta = distributed.from_first(self._find_newest)
-        return meta and meta | {"path": pathlib.Path(meta["path"])}
-
-    def _find_newest(self) -> dict | None:
-        newest, meta = checkpoint.newest(self.checkpoints), None
-        if newest is not None:
-            meta = checkpoint.read_meta(newest) | {"path": str(newest)}
-            check_goes_on(self.workdir, meta, self.config)
-            note_other_code(meta)
-        steps.take_over(self.checkpoints, newest)
-        return meta
-
-    def _start_state(self) -> TrainState:
-        abstract = abstract_state(self.stage, direction(self.config.optimizer), self.mesh)
-        if self.meta is not None:
-            # Checkpoints of before there was a guard go on with a new one.
-            trees = {name: getattr(abstract, name) for name in SAVED if name in self.meta["trees"]}
-            restored = {"guard": guard.initial()} | {
-                name: checkpoint.restore(self.meta["path"], name, tree) for name, tree in trees.items()
-            }
-            step = jax.device_put(jnp.asarray(self.meta["step"], jnp.int32), abstract.step.sharding)
-            return TrainState(step=step, frozen=self.objective.frozen(self.mesh), **restored)
-        init = jax.jit(
-            lambda key: initial_state(self.stage, direction(self.config.optimizer), key),
-            out_shardings=shardings_of(abstract),
-            # It runs once: unoptimised code is ready in half the time.
-            compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
-        )
-        state = init(named_key(self.key, "init"))
-        if self.objective.start:
-            state = _starting_from(self.objective.start(state.params), state)
-        elif self.config.init_from:
-            params = initial_params(self.config.init_from, self.config.stage.name, abstract.params)
-            state = _starting_from(params, state)
-        return dataclasses.replace(state, frozen=self.objective.frozen(self.mesh))
-
-    def _check_text(self) -> None:
-        """Finds a wrong or incomplete embedding cache before anything is compiled."""
-        width, wanted = self.embeddings.width, self.config.stage.network.text_width
-        if width != wanted:
-            raise UserError(f"{self.config.embeddings} is {width} wide, stage.network.text_width is {wanted}")
-        check_same((self.meta or {}).get("encoder"), str(self.workdir), self.embeddings.info, self.config.embeddings)
-        captions = [*self.source.captions, *(self.validation.captions if self.validation else ())]
-        missing = self.embeddings.missing(captions)
-        if missing:
-            raise UserError(
-                f"{self.config.embeddings} lacks {len(missing)} of the captions of {self.config.data}, the first: "
-                f"{missing[0][:60]!r}; leave --config.embeddings out to have them embedded"
-            )
-
-    def _open_batches(self, step: int) -> dict:
-        config, stage = self.config, self.config.stage
-        wanted = {
-            "video": (self.source.videos, config.batch_size, stage.train_frames),
-            "image": (self.source.images, config.image_batch_size, 1),
-        }
-        streams: dict = {}
-        for kind, (examples, size, frames) in wanted.items():
-            if not size or not examples:
-                continue
-            streams[kind] = open_batches(
-                examples,
-                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short),
-                batch_size=size,
-                seed=config.seed,
-                embeddings=self.embeddings,
-                text_length=stage.text_length,
-                start_step=step,
-                weights=self.source.weights,
-                sizes=parse_sizes(config.buckets),
-                follow=streams["video"].bucket_counts if config.buckets and "video" in streams else (),
-                bad_share=config.bad_share,
-                slots=partitioning.batch_slots(self.mesh, size),
-            )
-        if not streams:
-            raise UserError(
-                f"{config.data} holds {len(self.source.videos)} videos and {len(self.source.images)} images: nothing "
-                f"to train on with batch_size {config.batch_size} and image_batch_size {config.image_batch_size}"
-            )
-        return streams
 
     # One step.
 
@@ -383,7 +288,7 @@ class _Run:
     def _go_back(self, reason: "_Diverged") -> TrainState:
         """To the last checkpoint, or the start; the data drawn since are left out."""
         self.saver.wait()
-        self.meta, began_at = self._find_start(), self.start_step
+        self.meta, began_at = find_start(self.workdir, self.config), self.start_step
         self.start_step = self.meta["step"] if self.meta else 0
         self.roll_backs = self.roll_backs + 1 if self.start_step == began_at else 1
         if self.roll_backs > self.config.step.guard.roll_backs:
@@ -401,7 +306,7 @@ class _Run:
         row = {"first_batch_left_out": first, "last_batch_left_out": self.position - 1, "roll_backs": self.roll_backs}
         self.writer.write(self.start_step, row, kind="back")
         with self.ledger.during("restore"):
-            return self._start_state()
+            return self._state()
 
     last_loss = float("nan")
 
@@ -449,7 +354,7 @@ class _Run:
         meta = {"identity": identity(self.config), "seconds": seconds, "config": as_dict(self.config)}
         meta |= {"left_out": self.left_out, "code": code_version()}
         files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
-        meta["encoder"] = self.embeddings.info | files
+        meta["encoder"] = self.inputs.embeddings.info | files
         with self.ledger.during("save"):
             self.safe[step] = self.ledger.saving(step)
             save = self.saver.save if wait else self.saver.start
@@ -458,10 +363,6 @@ class _Run:
     def _saved(self, step: int, values: dict) -> None:
         self.writer.write(step, values, kind="save")
         self.ledger.saved(step, self.safe.pop(step, {}))
-
-
-def _starting_from(params, state: TrainState) -> TrainState:
-    return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
 
 
 class _Diverged(Exception):

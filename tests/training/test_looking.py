@@ -1,5 +1,7 @@
 """Looking at a model on the way asks for videos; a run on images alone goes on without."""
 
+import types
+
 import pytest
 
 from imagen_video_jax import partitioning
@@ -14,16 +16,9 @@ from tests.stages.stage_kinds import NAMES, tiny
 @pytest.mark.parametrize("validation", [None, Source("validation", (), ())])
 def test_without_videos_there_is_no_loss_and_no_sample(tmp_path, validation):
     config = TrainConfig(tiny(NAMES[0]))
-    looks = Looks(
-        config,
-        Stage(config.stage),
-        OWN_LOSS,
-        partitioning.make_mesh(),
-        source=Source("images", (), ()),
-        validation=validation,
-        embeddings=None,
-        folder=tmp_path / "samples",
-    )
+    inputs = types.SimpleNamespace(source=Source("images", (), ()), validation=validation, embeddings=None)
+    mesh = partitioning.make_mesh()
+    looks = Looks(config, Stage(config.stage), OWN_LOSS, mesh, inputs, folder=tmp_path / "samples")
     assert looks.held_out_loss(state=None) == {}
     looks.write_samples(state=None, step=1)
     assert not (tmp_path / "samples").exists()

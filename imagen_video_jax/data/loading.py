@@ -192,7 +192,7 @@ class Loader:
             return Video(cover(media.frames_THWC, **size), media.fps)
         if self._apart:
             return isolated.read(media, **size)
-        return read_media(media, each_frame=lambda frame_HWC: cover(frame_HWC[None], **size)[0])
+        return read_media(media, covering=(self.spec.height, self.spec.width))
 
     def _text(self, caption: str | None) -> tuple[np.ndarray, np.ndarray]:
         text_LD = np.zeros((self._text_length, self._embeddings.width), np.float32)

@@ -29,7 +29,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from imagen_video_jax.video.containers import EncodedMedia, Media, size_of
-from imagen_video_jax.video.cover import cover as cover_frames
 from imagen_video_jax.video.reading import (
     Facts,
     MediaError,
@@ -314,8 +313,7 @@ def _answer(media: Media, request: dict) -> tuple[dict, bytes | memoryview]:
 
 
 def _read(media: Media, *, cover: dict | None = None, part: list[int] | None = None):
-    each_frame = (lambda frame_HWC: cover_frames(frame_HWC[None], **cover)[0]) if cover else None
-    video = read_media(media, each_frame=each_frame)
+    video = read_media(media, covering=(cover["height"], cover["width"]) if cover else None)
     frames_THWC = video.frames_THWC[slice(*part)] if part else video.frames_THWC
     reply = {"shape": frames_THWC.shape, "fps": video.fps}
     return reply, memoryview(np.ascontiguousarray(frames_THWC)).cast("B")

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video.containers import EncodedMedia, Media, demuxer_of, opened, size_of, what_is_missing
+from imagen_video_jax.video.cover import cover, cover_size
 
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".gif")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,6 +38,9 @@ MAX_STRETCH = 16  # of pixels that are not square
 # The default conversion between RGB and YUV darkens by about 1/255 and takes colour from the nearest of a quarter as
 # many samples; on a smooth picture this one is off by 0.6 on average instead of 6.
 CONVERSION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# With an antialiased bilinear resize in the same pass.
+SHRINKING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+MAX_SHRINK = 64  # in one pass; its filters have a largest size
 
 
 class MediaError(UserError):
@@ -95,15 +99,15 @@ def is_image(media: Media) -> bool:
     return pathlib.PurePath(media).suffix.lower() in IMAGE_ENDINGS
 
 
-def read_media(media: Media, *, each_frame: Callable | None = None) -> Video:
-    """Reads a video, or an image as one frame with fps 0, chosen by the file's ending."""
+def read_media(media: Media, *, covering: tuple[int, int] | None = None) -> Video:
+    """Reads a video, or an image as one frame with fps 0, by the file's ending; `covering` as in `read_video`."""
     if is_image(media):
-        image_HWC = read_image(media)
-        return Video((each_frame(image_HWC) if each_frame else image_HWC)[None], 0.0)
-    return read_video(media, each_frame=each_frame)
+        image_THWC = read_image(media)[None]
+        return Video(_covered(image_THWC, covering), 0.0)
+    return read_video(media, covering=covering)
 
 
-def read_video(media: Media, *, max_frames: int | None = None, each_frame: Callable | None = None) -> Video:
+def read_video(media: Media, *, max_frames: int | None = None, covering: tuple[int, int] | None = None) -> Video:
     """Decodes the first video stream of mp4, mov, webm, mkv, avi, ts or gif.
 
     Display rotation and the shape of the pixels are applied (the width of pixels that are not square changes). A stream
@@ -113,8 +117,8 @@ def read_video(media: Media, *, max_frames: int | None = None, each_frame: Calla
     Args:
       media: file.
       max_frames: stop after so many decoded frames.
-      each_frame: uint8 HWC -> uint8 HWC, applied to each frame as it is decoded, so that a long video of large frames
-        never sits in memory at full size.
+      covering: (height, width) that each frame is shrunk to just cover as it is decoded (`video/cover.py`), so that a
+        long video of large frames never sits in memory at full size.
 
     Raises:
       MediaError: not a video we read, damaged, cut off, too large, or its frame size changes on the way.
@@ -123,11 +127,11 @@ def read_video(media: Media, *, max_frames: int | None = None, each_frame: Calla
     frames: list[np.ndarray] = []
 
     def keep(frame_HWC):
-        frames.append(each_frame(frame_HWC) if each_frame else frame_HWC)
+        frames.append(frame_HWC)
         if len(frames) * frames[0].nbytes > MAX_BYTES:
             raise MediaError(media, too_much)
 
-    order, fps, _ = _decode_all(media, keep, max_frames)
+    order, fps, _ = _decode_all(media, keep, max_frames, covering)
     if len(order) * frames[0].nbytes > MAX_BYTES:
         raise MediaError(media, too_much)
     return Video(np.stack([frames[i] for i in order]), fps)
@@ -147,13 +151,13 @@ def scan_media(media: Media, *, each_frame: Callable = lambda frame_HWC: None) -
     return Facts(len(order), height, width, fps), order
 
 
-def _decode_all(media: Media, each_frame: Callable, max_frames: int | None):
+def _decode_all(media: Media, each_frame: Callable, max_frames: int | None, covering: tuple[int, int] | None = None):
     """Shows every frame to `each_frame`; (which of them at each tick of a constant rate, that rate, displayed size)."""
     with reading(media) as container:
         stream = _video_stream(media, container)
         times: list[float | None] = []
         size, duration_s = (0, 0), 0.0
-        for frame_HWC, time_s, duration_s in _decode(media, container, stream):  # noqa: B007
+        for frame_HWC, time_s, duration_s in _decode(media, container, stream, covering):  # noqa: B007
             size = frame_HWC.shape[:2]
             each_frame(frame_HWC)
             times.append(time_s)
@@ -250,10 +254,14 @@ def _shown_width(media: Media, stream: av.VideoStream, width: int, height: int) 
 
 
 def _decode(
-    media: Media, container: av.container.InputContainer, stream: av.VideoStream
+    media: Media,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    covering: tuple[int, int] | None,
 ) -> Iterator[tuple[np.ndarray, float | None, float]]:
     """Yields (uint8 HWC as displayed, time and duration in seconds, 0 or None where the file says nothing)."""
     size, shown_width = None, 0
+    reformatter = VideoReformatter()  # one for all frames: it keeps its tables
     for frame in container.decode(stream):
         if size is None:
             size = (frame.width, frame.height)
@@ -266,11 +274,30 @@ def _decode(
             )
         if frame.is_corrupt:
             raise MediaError(media, f"damaged: the frame at {frame.time or 0:.2f} s does not decode cleanly")
-        frame_HWC = frame.to_ndarray(format="rgb24", width=shown_width, interpolation=CONVERSION, threads=1)
-        # The angle is counterclockwise, as rot90's.
-        if quarter_turns := round(frame.rotation / 90) % 4:
+        quarter_turns = round(frame.rotation / 90) % 4
+        height, width = _shrunk((frame.height, shown_width), quarter_turns, covering)
+        how = SHRINKING if width < shown_width else CONVERSION
+        small = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation=how, threads=1)
+        frame_HWC = small.to_ndarray()
+        if quarter_turns:  # the angle is counterclockwise, as rot90's
             frame_HWC = np.ascontiguousarray(np.rot90(frame_HWC, quarter_turns))
+        frame_HWC = _covered(frame_HWC[None], covering)[0]
         yield frame_HWC, frame.time, float((frame.duration or 0) * (frame.time_base or 0))
+
+
+def _shrunk(size: tuple[int, int], quarter_turns: int, covering: tuple[int, int] | None) -> tuple[int, int]:
+    """The size, before it is turned, to which a frame is shrunk while its colours are converted: all that `_covered`
+    would do, and three times as fast; the frame's own size where that is not possible."""
+    if covering is None:
+        return size
+    turn = slice(None, None, -1 if quarter_turns % 2 else 1)
+    wanted = cover_size(*size[turn], height=covering[0], width=covering[1])[turn]
+    shrinks = all(small < large <= MAX_SHRINK * small for small, large in zip(wanted, size, strict=True))
+    return wanted if shrinks else size
+
+
+def _covered(video_THWC: np.ndarray, covering: tuple[int, int] | None) -> np.ndarray:
+    return video_THWC if covering is None else cover(video_THWC, height=covering[0], width=covering[1])
 
 
 def _constant_rate(

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video import files, reading
 from imagen_video_jax.video.containers import EncodedMedia
+from imagen_video_jax.video.cover import cover
 from imagen_video_jax.video.files import (
     MediaError,
     read_image,
@@ -25,6 +27,7 @@ from imagen_video_jax.video.files import (
     write_video,
 )
 from imagen_video_jax.video.reading import scan_media
+from tests.data import hostile_folder
 
 
 def smooth_video(frames=12, height=48, width=80):
@@ -323,10 +326,31 @@ def test_a_variable_rate_comes_back_as_a_constant_one(tmp_path):
     assert shown == [0, 60, 120, 120, 120, 120, 180, 240]
 
 
-def test_frames_can_be_shrunk_while_they_are_decoded(tmp_path):
-    write_video(tmp_path / "a.mp4", smooth_video(), fps=8)
-    small = read_video(tmp_path / "a.mp4", each_frame=lambda frame_HWC: frame_HWC[::2, ::2])
-    np.testing.assert_array_equal(small.frames_THWC, read_video(tmp_path / "a.mp4").frames_THWC[:, ::2, ::2])
+@pytest.mark.parametrize("kind", ["plain", "odd", "rotated", "upside down", "wide pixels", "ten bits"])
+@pytest.mark.parametrize("covering", [(24, 40), (11, 9), (47, 20), (96, 40), (1, 1)])
+def test_frames_shrunk_while_they_are_decoded_are_those_shrunk_afterwards(tmp_path, kind, covering):
+    """To rounding: then the colours are converted before, here after."""
+    video = smooth_video(4, 47, 63) if kind == "odd" else smooth_video(4, 90, 150)
+    changes = {
+        "rotated": lambda stream: stream.set_display_rotation(90),
+        "upside down": lambda stream: stream.set_display_rotation(180),
+        "wide pixels": lambda stream: setattr(stream.codec_context, "sample_aspect_ratio", Fraction(3, 2)),
+    }
+    pix_fmt = {"odd": "bgr0", "ten bits": "yuv444p10le"}.get(kind, "yuv420p")
+    form = ("libx264", "mp4", "yuv420p") if kind in changes else ("ffv1", "matroska", pix_fmt)
+    hostile_folder.encode(tmp_path / "a.mp4", video, *form, change=changes.get(kind))
+    shrunk = read_media(tmp_path / "a.mp4", covering=covering).frames_THWC
+    expected = cover(read_media(tmp_path / "a.mp4").frames_THWC, height=covering[0], width=covering[1])
+    assert shrunk.shape == expected.shape
+    assert np.abs(shrunk.astype(int) - expected).mean() < (2 if covering == (1, 1) else 1.2)
+
+
+def test_a_frame_far_larger_than_the_clip_is_shrunk_too(tmp_path):
+    write_video(tmp_path / "a.mp4", smooth_video(1, 540, 960), fps=8)
+    for covering in ((9, 15), (6, 8)):  # within and beyond what one pass can
+        shrunk = read_media(tmp_path / "a.mp4", covering=covering).frames_THWC
+        expected = cover(read_media(tmp_path / "a.mp4").frames_THWC, height=covering[0], width=covering[1])
+        assert np.abs(shrunk.astype(int) - expected).mean() < 1.5
 
 
 def test_frames_nearest_in_time_are_selected():

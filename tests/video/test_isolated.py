@@ -11,7 +11,6 @@ from PIL import Image
 
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.containers import EncodedMedia
-from imagen_video_jax.video.cover import cover
 from imagen_video_jax.video.files import MediaError, read_video, write_video
 
 
@@ -39,7 +38,7 @@ def test_another_process_reads_the_same_frames(clip):
     for media in (clip, EncodedMedia(clip.name, clip.read_bytes())):
         there = isolated.read(media, height=12, width=20)
         assert there.fps == here.fps
-        np.testing.assert_array_equal(there.frames_THWC, cover(here.frames_THWC, height=12, width=20))
+        np.testing.assert_array_equal(there.frames_THWC, read_video(clip, covering=(12, 20)).frames_THWC)
         assert isolated.scan(media).facts == isolated.Facts(24, 48, 80, 12.0)
     part = isolated.read_part(clip, 5, 9, seconds=30, memory_bytes=1 << 30)
     np.testing.assert_array_equal(part.frames_THWC, here.frames_THWC[5:9])

@@ -60,9 +60,8 @@ class Batches:
         self.skipped = slots.tally.skipped
         self.repeated = slots.tally.repeated
         self._steps = steps
-        options = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=prefetch * slots.local_size if threads else 0
-        )
+        ahead = max(prefetch * slots.local_size, threads) if threads else 0
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         dataset = grain.MapDataset.source(slots).to_iter_dataset(options)
         collate = functools.partial(_collate, fps=slots.fps)
         self._iterator = iter(dataset.batch(slots.local_size, batch_fn=collate))

@@ -221,6 +221,11 @@ def _disguises(hostile: Hostile) -> None:
     hostile.bad_bytes("playlist.mp4", f"#EXTM3U\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n".encode())
     hostile.bad_bytes("joined.mp4", f"ffconcat version 1.0\nfile {secret}\n".encode())
     hostile.bad_bytes("joined.mkv", b"ffconcat version 1.0\nfile ../outside/secret.mp4\n")
+    mpd = (
+        f"<?xml version='1.0'?><MPD type='static'><Period><AdaptationSet mimeType='video/mp4'><Representation id='1'>"
+        f"<BaseURL>file://{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    )
+    hostile.bad_bytes("dash.mp4", mpd.encode())
     hostile.bad_bytes("page.mp4", b"<!DOCTYPE html><html>not found</html>")
     hostile.bad_bytes("page.png", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>")
     hostile.bad_bytes("empty.mp4", b"")

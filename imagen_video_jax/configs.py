@@ -17,7 +17,7 @@ import typing
 from ml_collections import ConfigDict
 
 from imagen_video_jax import checkpoint
-from imagen_video_jax.cascade import stage_config
+from imagen_video_jax.cascade_file import stage_config
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError

@@ -12,7 +12,8 @@ import time
 import numpy as np
 
 from imagen_video_jax import configs, shipped, storage
-from imagen_video_jax.cascade import Cascade, join
+from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import join
 from imagen_video_jax.data import motion_shapes
 from imagen_video_jax.evaluation.judge import Judge
 from imagen_video_jax.evaluation.report import Report

@@ -13,7 +13,7 @@ import shutil
 import jax
 
 from imagen_video_jax import __version__, bundle, bundle_sampler, checkpoint, stablehlo, storage
-from imagen_video_jax.cascade import VERSION, Member, read_members
+from imagen_video_jax.cascade_file import VERSION, Member, read_members
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.functional import parameter_count
 from imagen_video_jax.model_card import model_card

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from imagen_video_jax import partitioning
-from imagen_video_jax.cascade import Cascade, Member, _placed
+from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import Member, _placed
 from imagen_video_jax.cli import main
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage

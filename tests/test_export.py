@@ -16,7 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_video_jax import bundle, checkpoint, export, stablehlo, storage
-from imagen_video_jax.cascade import Cascade, join, read_members
+from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import join, read_members
 from imagen_video_jax.cli import main
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.errors import UserError

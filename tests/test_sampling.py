@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from imagen_video_jax import sampling
-from imagen_video_jax.cascade import Cascade, Member, changed_sampler, fit_length
+from imagen_video_jax.cascade import Cascade, changed_sampler, fit_length
+from imagen_video_jax.cascade_file import Member
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import make_mesh
 from imagen_video_jax.sampling import SampleRequest, sample_with

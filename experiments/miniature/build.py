@@ -15,7 +15,7 @@ import shutil
 
 from experiments import scales
 from imagen_video_jax import configs
-from imagen_video_jax.cascade import join
+from imagen_video_jax.cascade_file import join
 from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.export import ExportRequest, export

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_video_jax import chips, storage
-from imagen_video_jax.cascade import Cascade, Member
+from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import Member
 from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import scenes

@@ -14,7 +14,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, _) -> None:
-    from imagen_video_jax.cascade import join
+    from imagen_video_jax.cascade_file import join
 
     joined = join(arguments.stage, arguments.out, students=arguments.student or ())
     print(f"{arguments.out}: {len(joined['stages'])} stages")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from imagen_video_jax import checkpoint, configs, storage
-from imagen_video_jax.cascade import Cascade, join
+from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
 from imagen_video_jax.evaluation.features import FeatureStore

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import distillation_table
-from imagen_video_jax.cascade import join
+from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.evaluation.networks import Weights, open_extractor

@@ -8,6 +8,7 @@ A row is known by what its samples and its numbers depend on, so running again m
 that fails (a deleted checkpoint, NaN) is named and does not stop the others.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -79,6 +80,7 @@ class _Sweep:
             missing = [cell for cell in cells if cell.title not in self.failed and not self._row_path(cell).exists()]
             if not self._run_cells(missing, len(cells), real):
                 return STOPPED_AFTER_SAVING
+            self._unpin(cells)
             self._write_results(cells)
             until = time.monotonic() + 60 * self.config.follow_minutes if missing or until is None else until
             if time.monotonic() >= until:
@@ -118,6 +120,10 @@ class _Sweep:
             and all(self.config.ema)
         ):
             return own  # its EMA weights are in memory
+        with contextlib.suppress(OSError):
+            done = Trained("", int(folder.name), committed(folder))
+            if all(self._row_path(cell).exists() for cell in cells_of(self.config, [done])):
+                return done  # nothing reads it any more
         return pinned.pin(folder, self.workdir / "pinned")
 
     def _choose_metrics(self) -> tuple[tuple[str, ...], dict[str, Extractor]]:
@@ -188,7 +194,6 @@ class _Sweep:
                 bar.update(task, completed=number + 1)
                 if self.config.follow_minutes:
                     self._cells()  # keeps checkpoints that training would delete before their turn
-        self._unpin(cells)
         return True
 
     def _run_cell(self, cell: Cell, real: VideoSet | None) -> bool:

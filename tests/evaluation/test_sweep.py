@@ -238,6 +238,7 @@ def test_a_running_training_is_followed_until_it_makes_no_more_checkpoints(world
     assert run(world, tmp_path / "out", **sweep) == 0
     assert [row["step"] for row in rows_of(tmp_path / "out")] == [1, 3]
     assert len(polls) > 3, "it waits for another one before it ends"
+    assert not list((tmp_path / "out" / "pinned").glob("*/*")), "what is done costs no space"
 
 
 def test_the_real_side_is_drawn_and_read_once_for_all_sweeps(world, tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def _in_threads(function: Callable, items: Iterable, workers: int) -> Iterator[t
 def _known_verdicts(listing: Listing, work: pathlib.Path) -> dict[int, Verdict]:
     known = _read_journals(work)
     keys = {example.id: (str(example.path), _stamp(example)) for example in listing.examples}
-    return {number: known[key] for number, key in keys.items() if key in known and _still_there(known[key], work)}
+    return {number: known[key] for number, key in keys.items() if key in known and _holds(known[key], work)}
 
 
 def _without(verdicts: dict[int, Verdict], listing: Listing) -> list[Example]:
@@ -176,17 +176,21 @@ def _without(verdicts: dict[int, Verdict], listing: Listing) -> list[Example]:
 
 
 def _stamp(example: Example) -> str:
+    """Changes with all that a verdict depends on: the file, whether it has captions, and the hash stated for it."""
+    said = ("" if example.captions else "-bare") + (f"-{example.facts['sha256']}" if "sha256" in example.facts else "")
     if example.load:
-        return example.stamp
+        return example.stamp + said
     try:
         facts = os.stat(example.path)
     except OSError:
         return "gone"  # whoever examines it says so
-    return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}"
+    return f"{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ino}{said}"
 
 
-def _still_there(verdict: Verdict, work: pathlib.Path) -> bool:
-    return all(not clip.stored or (work / clip.stored).exists() for clip in verdict.clips)
+def _holds(verdict: Verdict, work: pathlib.Path) -> bool:
+    """Whether a verdict of an earlier run holds: not of a file that could not be read, which may pass (a network share
+    that hung, permissions), nor where what was encoded for it is gone."""
+    return bool(verdict.sha256) and all(not clip.stored or (work / clip.stored).exists() for clip in verdict.clips)
 
 
 def _read_journals(work: pathlib.Path) -> dict[tuple[str, str], Verdict]:
@@ -230,7 +234,8 @@ def _plan(source: str, listing: Listing, verdicts: dict[int, Verdict]):
     for sha256, example in firsts.items():
         for clip in verdicts[example.id].clips:
             name = _relative(source, example) + (f"#{clip.part}.mp4" if clip.part else "")
-            entries.append(Entry(name, captions[sha256], example.facts, sha256, clip, example))
+            facts = {key: value for key, value in example.facts.items() if key != "sha256"}  # of the whole file
+            entries.append(Entry(name, captions[sha256], facts, sha256, clip, example))
     return entries, problems, duplicates
 
 

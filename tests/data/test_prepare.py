@@ -291,6 +291,18 @@ def test_a_stated_sha256_tells_a_flipped_bit_that_decodes(small, tmp_path):
     assert prepare(str(small), tmp_path / "out")["kept"] == 1
     reasons = {row["path"]: row["reason"] for row in rows_of(tmp_path / "out" / "quarantine.jsonl")}
     assert reasons["0.mp4"] == "its content is not that of the sha256 stated for it"
+    (small / "captions.jsonl").unlink()  # the statement was wrong after all
+    assert prepare(str(small), tmp_path / "out")["kept"] == 2
+
+
+def test_a_caption_written_after_it_was_missed_is_found_by_the_next_run(small, tmp_path):
+    settings = PrepareSettings(require_captions=True)
+    (small / "1.txt").unlink()
+    assert prepare(str(small), tmp_path / "out", settings)["kept"] == 1
+    reasons = {row["path"]: row["reason"] for row in rows_of(tmp_path / "out" / "quarantine.jsonl")}
+    assert reasons["1.mp4"] == "has no caption"
+    (small / "1.txt").write_text("now it has one")
+    assert prepare(str(small), tmp_path / "out", settings)["kept"] == 2
 
 
 def test_every_flipped_bit_of_the_clips_in_a_shard_is_noticed(small_prepared, tmp_path):

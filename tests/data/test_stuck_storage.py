@@ -61,6 +61,10 @@ def test_prepare_quarantines_a_file_whose_reading_hangs_within_a_minute(folder, 
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     assert row["path"] == "stuck.mp4"
     assert "could not be read within 1 s" in row["reason"]
+    # The storage is well again: the file is examined once more, though nothing about it has changed.
+    monkeypatch.delenv("PYTHONPATH")
+    isolated.close_all()
+    assert prepare(str(folder), tmp_path / "out", workers=2)["kept"] == 3
 
 
 def test_training_replaces_a_file_whose_reading_hangs_and_names_it(folder, monkeypatch):

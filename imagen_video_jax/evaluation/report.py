@@ -17,8 +17,7 @@ video { width: 240px; image-rendering: pixelated; background: #eee; } figcaption
 td small { color: #777; }
 td.best { font-weight: 600; background: #eef6ee; } .wide td:last-child { padding-right: 1.2em; }
 .grid { margin: .4em 0 1.6em; } .grid th { font-weight: normal; color: #555; }
-.grid td, .grid th { min-width: 100px; white-space: normal; padding: .3em .5em; border: 0; }
-.grid video { width: 180px; display: block; }
+.grid td, .grid th { padding: .3em .5em; border: 0; } .grid video { display: block; }
 .charts { display: flex; flex-wrap: wrap; gap: 16px; } .legend span { margin-right: 1.6em; white-space: nowrap; }
 .legend i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; }
 h3 { font-size: 1em; margin: 1.4em 0 0; } svg { max-width: 100%; height: auto; }

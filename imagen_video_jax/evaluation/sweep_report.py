@@ -245,19 +245,21 @@ def _videos(report: Report, workdir: pathlib.Path, rows: list[dict], prompts: Pr
 def _grid(workdir: pathlib.Path, rows: list[dict], real: pathlib.Path, relative_to: pathlib.Path | None) -> str:
     along = max(_FIELDS, key=lambda field: len({row[field] for row in rows}))
     values = list(dict.fromkeys(row[along] for row in sorted(rows, key=lambda row: row[along])))
-    head = "<th></th>" + "".join(f"<th>{html.escape(_FIELDS[along](value))}</th>" for value in values)
-    head += "<th>as it really looks</th>" if real.is_file() else ""
+    width = max(100, min(180, 900 // (len(values) + 1)))
+    said = ["", *(["as it really looks"] if real.is_file() else []), *(_FIELDS[along](value) for value in values)]
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in said)
     body = ""
     for number, (group, members) in enumerate(_groups(rows, along).items()):
         found = {row[along]: workdir / row["samples"] / real.name for row in members}
-        cells = "".join(f"<td>{_video(found[v], relative_to) if v in found else ''}</td>" for v in values)
-        if number == 0 and real.is_file():
-            cells += f"<td>{_video(real, relative_to)}</td>"
-        body += f"<tr><th>{html.escape(group)}</th>{cells}</tr>"
+        cells = [_video(found[value], relative_to, width) if value in found else "" for value in values]
+        if real.is_file():
+            cells.insert(0, "" if number else _video(real, relative_to, width))
+        body += f"<tr><th>{html.escape(group)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return f'<div class="wide"><table class="grid"><tr>{head}</tr>{body}</table></div>'
 
 
-def _video(path: pathlib.Path, relative_to: pathlib.Path | None) -> str:
+def _video(path: pathlib.Path, relative_to: pathlib.Path | None, width: int) -> str:
     if not path.is_file():
         return "(removed)"
-    return f'<video autoplay loop muted playsinline src="{video_source(path, relative_to)}"></video>'
+    source = video_source(path, relative_to)
+    return f'<video autoplay loop muted playsinline style="width:{width}px" src="{source}"></video>'

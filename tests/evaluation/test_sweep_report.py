@@ -78,10 +78,10 @@ def test_videos_of_a_prompt_stand_in_a_grid_with_the_real_one_and_what_is_missin
     assert [grid.count("(removed)") for grid in grids] == [1, 1]
     assert re.findall("<th>([^<]*)</th>", grids[0]) == [
         "",
+        "as it really looks",
         "w 0",
         "w 1",
         "w 3",
-        "as it really looks",
         "ancestral",
         "ddim",
     ]

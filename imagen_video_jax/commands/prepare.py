@@ -1,8 +1,12 @@
 """`imagen-video prepare`."""
 
+import os
 import pathlib
+import sys
 
-from imagen_video_jax.errors import FAILED, UserError
+from imagen_video_jax.commands.process import stop_on_sigterm
+from imagen_video_jax.errors import FAILED, STOPPED_AFTER_SAVING, UserError
+from imagen_video_jax.training.stopping import StopNow
 
 TEXT = "Check videos and pack the good ones; run again to go on or to add files."
 NUMBERS = {
@@ -55,7 +59,7 @@ def run(arguments, _) -> None:
 
         elsewhere = examiner(arguments.beam)
     try:
-        with progress_of("preparing") as progress:
+        with progress_of("preparing") as progress, stop_on_sigterm() as stop, stop.at_once():
             statistics = prepare(
                 source,
                 pathlib.Path(arguments.out),
@@ -64,6 +68,10 @@ def run(arguments, _) -> None:
                 progress=progress,
                 elsewhere=elsewhere,
             )
+    except (StopNow, KeyboardInterrupt) as stopped:
+        print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        # Files that are being decoded are not waited for; their processes end with this one.
+        os._exit(STOPPED_AFTER_SAVING if isinstance(stopped, StopNow) else 130)
     except OSError as error:
         raise UserError(f"{arguments.out}: {error.strerror or error}; run the same command again", FAILED) from None
     print(

@@ -155,14 +155,13 @@ def examined_row(example: Example, settings: PrepareSettings, work: pathlib.Path
 
 def _in_threads(function: Callable, items: Iterable, workers: int) -> Iterator[tuple]:
     """(item, result) in any order, from threads that each wait for a decoding process of their own."""
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        try:
-            futures = {pool.submit(function, item): item for item in items}
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(function, item): item for item in items}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # who is asked to stop does not wait for a file that hangs
 
 
 def _known_verdicts(listing: Listing, work: pathlib.Path) -> dict[int, Verdict]:

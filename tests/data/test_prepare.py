@@ -21,7 +21,7 @@ from imagen_video_jax.data import examine, records
 from imagen_video_jax.data.examine import PrepareSettings
 from imagen_video_jax.data.prepare import prepare
 from imagen_video_jax.data.sources import open_source
-from imagen_video_jax.errors import FAILED, TOO_MUCH_BAD_DATA, WRONG_REQUEST, UserError
+from imagen_video_jax.errors import FAILED, STOPPED_AFTER_SAVING, TOO_MUCH_BAD_DATA, WRONG_REQUEST, UserError
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import read_media, write_video
 from imagen_video_jax.video.reading import MediaError
@@ -163,6 +163,28 @@ def test_killed_five_times_it_writes_the_same_shards(hostile, prepared, tmp_path
     assert shards_of(tmp_path) == shards_of(prepared)
     for name in ("records.jsonl", "quarantine.jsonl"):
         assert (tmp_path / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_sigterm_ends_it_at_once_and_it_goes_on(small, tmp_path, monkeypatch):
+    """A file whose decoding hangs is not waited for."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.getcwd()]))
+    encode(small / "hang.mp4", picture(9))
+    command = [*COMMAND, "prepare", "--source", str(small), "--out", str(tmp_path / "out"), "--workers", "2"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    journal = tmp_path / "out" / ".prepare" / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait() == STOPPED_AFTER_SAVING
+    assert time.monotonic() - began < 10
+    assert (tmp_path / "said").read_text().splitlines() == ["stopped; run the same command again to go on"]
+    (small / "hang.mp4").unlink()
+    assert prepare(str(small), tmp_path / "out")["kept"] == 2
 
 
 @pytest.fixture

@@ -251,7 +251,8 @@ def test_the_real_side_is_drawn_and_read_once_for_all_sweeps(world, tmp_path, mo
     monkeypatch.setattr(scenes, "rendered", counted)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, sweep in (("a", {"guidance": "(0,1)"}), ("b", {"seeds": "(5,)"})):
-        assert run(world, tmp_path / name, **({"guidance": "(0,)"} | sweep)) == 0
+        # shown=0: the report draws those that it shows for itself
+        assert run(world, tmp_path / name, **({"guidance": "(0,)", "shown": 0} | sweep)) == 0
         assert rows_of(tmp_path / name)[0]["metrics"]["motion_real"] > 0
     assert len(drawn) == SIZE
 
@@ -286,7 +287,7 @@ def test_processes_share_the_chunks_and_make_each_row_once(world, tmp_path, monk
         ({"cascade": ""}, "config.cascade must name a cascade.json"),
         ({"cascade": "/no/such.json"}, "no such file: /no/such.json"),
         ({"metrics": "(fdv)"}, "unknown metric 'fdv'"),
-        ({"metrics": "(fid)"}, "--inception FILE"),
+        ({"metrics": "(fid)"}, "--config.inception FILE"),
         ({"metrics": "(lpips)"}, "lpips: compares pairs"),
         ({"guidance": "(-1)"}, "guidance must be at least 0, got -1"),
         ({"guidance": "(0,nan)"}, "guidance must be finite"),

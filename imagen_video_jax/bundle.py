@@ -183,7 +183,7 @@ def initial_params(path: str | os.PathLike, stage: str, abstract):
     if path.is_file():
         refuse_pickle(path)
     for folder in (path, path.parent):
-        if (folder / CASCADE).is_file() and _is_bundle(folder):
+        if is_bundle(folder):
             _, content = read_description(folder)
             weights = {entry.get("name"): entry["weights"] for entry in content["stages"]}
             by_folder = {name.split("/")[0]: name for name in weights.values()}
@@ -199,7 +199,7 @@ def initial_params(path: str | os.PathLike, stage: str, abstract):
     return checkpoint.restore(pathlib.Path(newest), "ema", abstract)
 
 
-def _is_bundle(folder: pathlib.Path) -> bool:
+def is_bundle(folder: pathlib.Path) -> bool:
     try:
         content = json.loads((folder / CASCADE).read_text())
     except (OSError, ValueError, RecursionError):

@@ -16,8 +16,6 @@ import typing
 
 from ml_collections import ConfigDict
 
-from imagen_video_jax import checkpoint
-from imagen_video_jax.cascade_file import stage_config
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
@@ -27,6 +25,7 @@ from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 from imagen_video_jax.text.embedding_cache import describe, user_folder
 from imagen_video_jax.training.distill import DistillConfig
 from imagen_video_jax.training.resume import check_early
+from imagen_video_jax.training.teachers import find_teacher
 from imagen_video_jax.training.train_config import TrainConfig
 
 PREFIX = "--config."
@@ -83,18 +82,17 @@ def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> 
     """A checked distillation config with its data; what it leaves open is as its teacher was trained."""
     values = load(argument, overrides).to_dict()
     if not values["teacher"]:
-        raise UserError("distillation needs --config.teacher=WORKDIR, the folder of a trained stage")
-    path = checkpoint.require_newest(pathlib.Path(values["teacher"]))
-    trained = checkpoint.read_meta(path)["config"]
-    stage = stage_config(trained["stage"])
+        raise UserError("distillation needs --config.teacher=WORKDIR, the folder of a trained stage or of a bundle's")
+    teacher = find_teacher(values["teacher"], values["stage"])
+    trained, stage = teacher.trained, teacher.stage
     _check_teacher(values, stage, trained["scale"])
     base = stage.kind == "base"
-    own = {"teacher": str(path), "calls": values["calls_base" if base else "calls_others"]}
+    own = {"teacher": str(teacher.path), "calls": values["calls_base" if base else "calls_others"]}
     own |= {name: values[name] for name in ("last_calls", "guided_steps", "weights", "weighting", "clip", "samples")}
     fields = {name: value for name, value in values.items() if name not in own and name not in _TEACHER_ONLY}
     fields["step"] = _as_taught(fields["step"], trained["step"])
     fields = _as_taught(fields, trained) | {"encoder": trained["encoder"], "buckets": tuple(trained["buckets"])}
-    if not values["data"]:
+    if not values["data"] and teacher.data:
         fields |= _data_of(trained)
     checked = to_dataclass(TrainConfig, fields | {"stage": {}}, "config", stage=stage)
     to_dataclass(DistillConfig, own | {"train": {}}, "config", train=checked)  # before data are made for nothing

@@ -28,6 +28,7 @@ from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.training.resume import as_dict
 from imagen_video_jax.training.step import Objective
+from imagen_video_jax.training.teachers import is_there, sha256_of, weights_of
 from imagen_video_jax.training.train_config import TrainConfig
 
 
@@ -37,7 +38,7 @@ class DistillConfig:
 
     Attributes:
       train: the settings of every round; its stage is the teacher's, its steps are those of a halving round.
-      teacher: the teacher's checkpoint.
+      teacher: the path of the teacher, see teachers.py.
       calls: network calls from which the halving starts; `last_calls` is where it ends.
       guided_steps: updates of round 0.
       weights: the range of guidance weights.
@@ -174,11 +175,11 @@ def objective(config: DistillConfig, round_: Round, teacher: Stage, path: pathli
         )
         # An argument of the step, so that the rounds share one compiled program.
         calls = jax.device_put(jnp.asarray(round_.calls, jnp.float32), partitioning.replicated(mesh))
-        return {"teacher": checkpoint.restore(checkpoint.verify(path), "ema", abstract), "calls": calls}
+        return {"teacher": weights_of(path, teacher.config.name, abstract), "calls": calls}
 
     def start(fresh):
         own = {name: leaf for name, leaf in fresh.items() if name in teacher.network.abstract}
-        return {**fresh, **checkpoint.restore(path, "ema", own)}
+        return {**fresh, **weights_of(path, teacher.config.name, own)}
 
     def loss(stage, params, frozen, batch, key, slot_B, slots):
         return distillation_loss(config, round_.guided, teacher, stage, params, frozen, batch, key, slot_B, slots)
@@ -277,7 +278,7 @@ def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
     file = workdir / "distill.json"
     values = json.loads(json.dumps(as_dict(config)))
     path = pathlib.Path(config.teacher)
-    teacher = {"checkpoint": str(path.absolute()), "sha256": storage.sha256_file(path / storage.MANIFEST)}
+    teacher = {"checkpoint": str(path.absolute()), "sha256": sha256_of(path)}
     if not file.exists():
         storage.write_json(file, {"config": values, "teacher": teacher})
         return config
@@ -298,6 +299,6 @@ def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
     if stored["teacher"]["sha256"] == teacher["sha256"]:
         return config
     first = pathlib.Path(stored["teacher"]["checkpoint"])
-    if not read_rounds(workdir) and not (first / storage.MANIFEST).exists():
+    if not read_rounds(workdir) and not is_there(first):
         raise UserError(f"{workdir} was begun with teacher {first}, which is gone; use another --workdir")
     return dataclasses.replace(config, teacher=str(first))

@@ -189,6 +189,20 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
         assert state_hashes(folder / "rounds" / name) == state_hashes(world / "whole" / "rounds" / name)
 
 
+def test_a_stage_of_a_bundle_teaches_as_its_workdir_does(world, tmp_path, capsys):
+    join([str(world / "base")], tmp_path / "cascade.json")
+    assert main(["export", "--cascade", str(tmp_path / "cascade.json"), "--out", str(tmp_path / "bundle")]) == 0
+    capsys.readouterr()
+    assert distill(world, tmp_path / "run", f"--config.teacher={tmp_path / 'bundle'}") == 2
+    assert "is a bundle of several stages; name the folder of one: 1_base_16f_24x40" in line_of(capsys)
+    for where in ("bundle", "bundle/1_base_16f_24x40"):
+        fields = [f"--config.{name}={world / 'data'}" for name in ("data", "validation")]
+        stage = [] if "/" in where else ["--config.stage=base_16f_24x40"]
+        assert distill(world, tmp_path / "run", f"--config.teacher={tmp_path / where}", *fields, *stage) == 0
+    last = "01_halved_8"
+    assert state_hashes(tmp_path / "run" / "rounds" / last) == state_hashes(world / "whole" / "rounds" / last)
+
+
 @pytest.mark.slow  # six cascades are compiled
 def test_the_table_of_the_paper_has_six_rows_and_is_remade_from_what_is_kept(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distillation_table, "TEACHER_CALLS", (16, 16))

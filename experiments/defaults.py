@@ -40,6 +40,7 @@ def training(name: str, scale: str) -> ConfigDict:
             "crop": "centre",
             "short": "repeat",
             "buckets": (),
+            "readers": 0,
             "bad_share": 0.01,
             "seed": 0,
             "checkpoint_every": max(steps // 20, 50),

@@ -47,6 +47,7 @@ def get_config(scale: str = "mini"):
             "image_batch_size": -1,
             "crop": "",
             "short": "",
+            "readers": 0,
             "bad_share": 0.01,
             "seed": 0,
             "checkpoint_every": max(halved // 20, 50),

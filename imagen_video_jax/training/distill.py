@@ -270,7 +270,8 @@ def _describe(round_: Round) -> str:
 
 # Settings of a chain that may change when it goes on, beside those of training.
 _FREE = ("data", "validation", "embeddings", "encoder", "checkpoint_every", "log_every", "sample_every", "keep",
-         "evaluate_every", "bad_share", "mesh", "profile_steps", "steps", "max_seconds", "init_from")  # fmt: skip
+         "evaluate_every", "readers", "bad_share", "mesh", "profile_steps", "steps", "max_seconds",
+         "init_from")  # fmt: skip
 
 
 def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:

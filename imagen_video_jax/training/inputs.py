@@ -1,5 +1,6 @@
 """What a run reads: its data, its held-out data and the embeddings of their captions, opened and checked."""
 
+import os
 import pathlib
 
 from jax.sharding import Mesh
@@ -73,6 +74,7 @@ class Inputs:
                 follow=streams["video"].bucket_counts if config.buckets and "video" in streams else (),
                 bad_share=config.bad_share,
                 slots=partitioning.batch_slots(mesh, size),
+                threads=config.readers or min(max(os.cpu_count() or 1, 2), 16),
             )
         if not streams:
             raise UserError(

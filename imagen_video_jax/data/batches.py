@@ -34,6 +34,9 @@ from imagen_video_jax.data.interleave import Interleave
 from imagen_video_jax.data.loading import Embeddings, Item, Loader, Tally
 from imagen_video_jax.errors import UserError
 
+# Read ahead, where batches are small: while a step is compiled, its first epoch is decoded.
+_AHEAD_BYTES, _AHEAD_BATCHES = 128 << 20, 64
+
 
 class Batches:
     """Iterator of host `Batch`es (numpy), this process's slots only.
@@ -126,7 +129,7 @@ def open_batches(
       slots: of the global batch, those that this process makes; all by default.
       threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
         in the calling thread and process.
-      prefetch: batches read ahead.
+      prefetch: batches read ahead at least; small ones more, as many as 64 while they fit into 128 MiB.
       cache_bytes: decoded videos kept in memory, first come first kept.
 
     Raises:
@@ -155,6 +158,9 @@ def open_batches(
     makers = [loader.training_item for loader in loaders]
     schedule = Interleave([count for count in counts if count] or [1])
     source = _Slots(makers, schedule, tally, spec.fps, batch_size, start_step, slots, bool(follow))
+    clip = spec.frames * max(spec.height * spec.width for _, spec in used) * 3
+    size = source.local_size * (clip + text_length * embeddings.width * 4)
+    prefetch = max(prefetch, min(_AHEAD_BYTES // size, _AHEAD_BATCHES))
     return Batches(
         source, steps=None, start_step=start_step, threads=threads, prefetch=prefetch, bucket_counts=tuple(counts)
     )

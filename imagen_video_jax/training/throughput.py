@@ -112,11 +112,11 @@ class Throughput:
         seconds = {name: means[f"{name}_seconds"] for name in ("step", "data", "device", "host")}
         shares = ", ".join(f"{name} {seconds[name] / seconds['step']:.1%}" for name in ("data", "device", "host"))
         if self._peak:
-            share = f"MFU {means['mfu']:.1%} of {self._chips} x {self._kind} in bfloat16"
-        else:
-            share = f"no MFU: the peak of {self._kind!r} is not known"
+            share = f"; MFU {means['mfu']:.1%} of {self._chips} x {self._kind} in bfloat16"
+        else:  # of a CPU nobody asks
+            share = "" if self._kind == "cpu" else f"; no MFU: the peak of {self._kind!r} is not known"
         return (
             f"  a step {seconds['step']:.3g} s: waits for {shares}\n"
             f"  {means['examples_per_second']:.3g} examples/s, {means['frames_per_second']:.3g} frames/s, "
-            f"{means['flops_per_second'] / 1e12:.3g} TFLOP/s; {share}"
+            f"{means['flops_per_second'] / 1e12:.3g} TFLOP/s{share}"
         )

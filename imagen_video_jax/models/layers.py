@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imagen_video_jax import partitioning
+from imagen_video_jax.models import kernel_gradient
 from imagen_video_jax.partitioning import constrain, over_shards
 
 
@@ -153,7 +154,7 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def _convolve_frames(x_BTHWC, kernel, stride: int, padding):
     B, T, H, W, C = x_BTHWC.shape
     x = x_BTHWC.reshape(B * T, H, W, C)
-    y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = kernel_gradient.convolve(x, kernel, stride, padding)
     return y.reshape(B, T, *y.shape[1:])
 
 

@@ -189,6 +189,7 @@ def stage(name: str, scale: str) -> ConfigDict:
                 "max_frames": 128,
                 "remat": scale in ("small", "paper"),
                 "remat_policy": "nothing",
+                "attention": "auto",
                 "dtype": "bfloat16" if scale in ("small", "paper") else "float32",
             },
         }

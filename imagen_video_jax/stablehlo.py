@@ -4,6 +4,7 @@ Weights are inputs, not part of a program, so a program is small and made from s
 open. Programs hold for the platforms they were lowered for; jax promises to read them for half a year.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ def write_programs(folder: pathlib.Path, stages: dict[str, Stage], dtype: str, p
     Args: stages by the name of their folder in the bundle, in order; dtype of the stored weights.
     """
     folder.mkdir()
+    # A fused kernel would tie the programs to the machine that writes them.
+    stages = {name: _with_products(stage) for name, stage in stages.items()}
     signatures = {"imagen_video_jax": __version__, "jax": jax.__version__, "platforms": list(platforms)}
     programs = {SAMPLER: _sampler(stages, dtype)}
     programs |= {f"{name}.stablehlo": _denoiser(stage, dtype) for name, stage in stages.items()}
@@ -45,6 +48,11 @@ def write_programs(folder: pathlib.Path, stages: dict[str, Stage], dtype: str, p
             "output": _describe(exported.out_avals[0]),
         }
     storage.write_json(folder / SIGNATURES, signatures)
+
+
+def _with_products(stage: Stage) -> Stage:
+    network = dataclasses.replace(stage.config.network, attention="xla")
+    return Stage(dataclasses.replace(stage.config, network=network), stage.tiling)
 
 
 def _sampler(stages: dict[str, Stage], dtype: str):

@@ -2,6 +2,9 @@
 
 Softmax in float32. Text enters spatial attention as in Imagen: its tokens are concatenated to the keys and values.
 Temporal attention knows the order of frames through a learned bias per head and signed distance.
+
+`attend` chooses the kernel, here and nowhere else: XLA's products, or cuDNN's fused attention on NVIDIA GPUs. On TPUs
+XLA's products it is: the public fused kernels there want lengths in multiples of 128, these are of a frame's pixels.
 """
 
 import jax
@@ -11,14 +14,53 @@ from flax import nnx
 from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear, foldable
 from imagen_video_jax.partitioning import constrain
 
+KERNELS = ("auto", "xla", "cudnn")
+AUTO = "xla"  # what "auto" means
 
-def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None):
-    """softmax(q k / sqrt(K)) v over the keys S that the mask admits; returns BQNK."""
+
+def wanted(kernel: str) -> str:
+    """ "xla" or "cudnn"."""
+    return AUTO if kernel == "auto" else kernel
+
+
+def fused(kernel: str, q_BQNK, k_BSNK) -> bool:
+    """Whether `attend` calls cuDNN: where that is wanted and it has a kernel (odd lengths have no gradient)."""
+    width, lengths = q_BQNK.shape[-1], (q_BQNK.shape[1], k_BSNK.shape[1])
+    return (
+        wanted(kernel) == "cudnn"
+        and q_BQNK.dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+        and not any(length % 2 for length in lengths)
+        and foldable()
+        and jax.devices()[0].device_kind.startswith("NVIDIA")
+    )
+
+
+def valid_first(text_BLD, mask_BL):
+    """Text with its valid tokens in front, in their order: what attends to it does not see the difference."""
+    order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
+    return jnp.take_along_axis(text_BLD, order_BL[:, :, None], axis=1), jnp.take_along_axis(mask_BL, order_BL, axis=1)
+
+
+def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None, kernel: str = "xla"):
+    """softmax(q k / sqrt(K)) v over the keys S that the mask admits; returns BQNK.
+
+    Args: kernel is one of KERNELS. With cuDNN the keys that the mask admits come first (`valid_first`): it takes their
+      number, where a mask would be a bias of Q x S numbers for every frame.
+    """
+    if fused(kernel, q_BQNK, k_BSNK):
+        B, S = k_BSNK.shape[:2]
+        # Given where there is no mask, too: without, gradients for lengths beside its tiles were reported as NaN.
+        valid_B = jnp.full((B,), S, jnp.int32) if mask_BS is None else mask_BS.sum(axis=1, dtype=jnp.int32)
+        return jax.nn.dot_product_attention(
+            q_BQNK, k_BSNK, v_BSNK, key_value_seq_lengths=valid_B, implementation="cudnn"
+        )
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, mask=mask)
 
 
-def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None):
+def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None, kernel: str = "xla"):
     """Attention inside each frame, BTQNK.
 
     Where height is sharded every pixel needs those of the other shards: then each shard takes some of the heads
@@ -28,17 +70,18 @@ def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None):
         B, T = q_BTQNK.shape[:2]
         q, k, v = (a.reshape(B * T, *a.shape[2:]) for a in (q_BTQNK, k_BTSNK, v_BTSNK))
         mask = None if mask_BTS is None else mask_BTS.reshape(B * T, -1)
-        return attend(q, k, v, mask_BS=mask).reshape(q_BTQNK.shape)
+        return attend(q, k, v, mask_BS=mask, kernel=kernel).reshape(q_BTQNK.shape)
     q, k, v = (constrain(a, "batch", "frames", None, "moved_heads") for a in (q_BTQNK, k_BTSNK, v_BTSNK))
     y = jax.vmap(lambda q, k, v, mask: attend(q, k, v, mask_BS=mask))(q, k, v, mask_BTS)
     return constrain(y, "batch", "frames", None, "moved_heads")
 
 
-def attend_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL):
+def attend_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL, *, kernel: str = "xla"):
     """Attention of every pixel to the valid tokens, BTHWNK."""
     B, T, H, W, N, K = q_BTHWNK.shape
     if foldable():
-        return attend(q_BTHWNK.reshape(B, T * H * W, N, K), k_BLNK, v_BLNK, mask_BS=mask_BL).reshape(q_BTHWNK.shape)
+        q = q_BTHWNK.reshape(B, T * H * W, N, K)
+        return attend(q, k_BLNK, v_BLNK, mask_BS=mask_BL, kernel=kernel).reshape(q_BTHWNK.shape)
     logits = jnp.einsum("bthwnk,blnk->bthwnl", q_BTHWNK, k_BLNK).astype(jnp.float32) * K**-0.5
     logits = jnp.where(mask_BL[:, None, None, None, None], logits, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bthwnl,blnk->bthwnk", jax.nn.softmax(logits, axis=-1).astype(v_BLNK.dtype), v_BLNK)
@@ -62,9 +105,9 @@ class SpatialAttention(nnx.Module):
     plain cross-attention, which works at any resolution.
     """
 
-    def __init__(self, rngs, channels: int, *, head_width: int, pixels: bool, text_width: int | None):
+    def __init__(self, rngs, channels: int, *, head_width: int, pixels: bool, text_width: int | None, kernel: str):
         self.heads = max(channels // head_width, 1)
-        self.pixels = pixels
+        self.pixels, self.kernel = pixels, kernel
         self.norm = GroupNorm(channels)
         self.query = Linear(rngs, channels, channels, axes=("embed", "heads"), bias=False)
         if pixels:
@@ -82,7 +125,7 @@ class SpatialAttention(nnx.Module):
         q = constrain(self.query(h), "batch", "frames", "height")
         if not self.pixels:
             k, v = self._text_keys(text_BLD.astype(h.dtype))
-            y = attend_text(q.reshape(B, T, H, W, N, C // N), k, v, text_mask_BL)
+            y = attend_text(q.reshape(B, T, H, W, N, C // N), k, v, text_mask_BL, kernel=self.kernel)
         else:
             key_value = constrain(self.key_value(h), "batch", "frames", "height")
             k, v = jnp.split(key_value.reshape(B, T, H * W, N, 2 * C // N), 2, axis=-1)
@@ -92,7 +135,7 @@ class SpatialAttention(nnx.Module):
                 k, v = jnp.concatenate([k, text_k], axis=2), jnp.concatenate([v, text_v], axis=2)
                 text_mask_BTL = jnp.repeat(text_mask_BL[:, None], T, axis=1)
                 mask = jnp.concatenate([jnp.ones((B, T, H * W), bool), text_mask_BTL], axis=2)
-            y = attend_pixels(q.reshape(B, T, H * W, N, C // N), k, v, mask_BTS=mask)
+            y = attend_pixels(q.reshape(B, T, H * W, N, C // N), k, v, mask_BTS=mask, kernel=self.kernel)
         y = constrain(y.reshape(B, T, H, W, C), "batch", "frames", "height")
         return x_BTHWC + self.out(y)
 

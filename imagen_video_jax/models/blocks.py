@@ -68,7 +68,9 @@ class TemporalConvBlock(nnx.Module):
 class SpaceTimeBlock(nnx.Module):
     """Residual block, then spatial and/or text attention, then temporal mixing."""
 
-    def __init__(self, rngs, inputs: int, config: BlockConfig, *, embedding_width, text_width, head_width, max_frames):
+    def __init__(
+        self, rngs, inputs: int, config: BlockConfig, *, embedding_width, text_width, head_width, max_frames, kernel
+    ):
         channels = config.channels
         self.residual = ResidualBlock(rngs, inputs, channels, embedding_width)
         attends = config.spatial_attention or config.text_attention
@@ -79,6 +81,7 @@ class SpaceTimeBlock(nnx.Module):
                 head_width=head_width,
                 pixels=config.spatial_attention,
                 text_width=text_width if config.text_attention else None,
+                kernel=kernel,
             )
             if attends
             else None

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from imagen_video_jax.models.attention import AttentionPooling
+from imagen_video_jax.models.attention import KERNELS, AttentionPooling, valid_first, wanted
 from imagen_video_jax.models.blocks import TEMPORAL_MIXING, BlockConfig, Downsample, SpaceTimeBlock, Upsample
 from imagen_video_jax.models.layers import (
     GroupNorm,
@@ -58,6 +58,8 @@ class VideoUNetConfig:
       max_frames: largest frame distance that the relative position bias tells apart.
       remat: recompute each block's activations in the backward pass.
       remat_policy: all of them ("nothing" is kept), or all but the results of "products" and convolutions.
+      attention: kernel of attention over pixels and text: "xla", "cudnn" (where it can: bfloat16 on NVIDIA GPUs), or
+        "auto", which of them was measured to be faster.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32.
     """
 
@@ -78,6 +80,7 @@ class VideoUNetConfig:
     max_frames: int = 32
     remat: bool = False
     remat_policy: str = "nothing"
+    attention: str = "auto"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -94,6 +97,8 @@ class VideoUNetConfig:
             raise ValueError(f"network.layout must be one of {LAYOUTS}, got {self.layout!r}")
         if self.remat_policy not in REMAT_POLICIES:
             raise ValueError(f"network.remat_policy must be one of {tuple(REMAT_POLICIES)}, got {self.remat_policy!r}")
+        if self.attention not in KERNELS:
+            raise ValueError(f"network.attention must be one of {KERNELS}, got {self.attention!r}")
 
     def level(self, index: int) -> BlockConfig:
         return BlockConfig(
@@ -135,6 +140,7 @@ class VideoUNet(nnx.Module):
             text_width=config.text_width,
             head_width=config.head_width,
             max_frames=config.max_frames,
+            kernel=config.attention,
         )
 
     def _build_down(self, rngs) -> None:
@@ -201,6 +207,8 @@ class VideoUNet(nnx.Module):
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         B, T, _, _, _ = z_BTHWC.shape
+        if wanted(config.attention) == "cudnn":  # a fused kernel takes the number of valid tokens instead of their mask
+            text_BLD, text_mask_BL = valid_first(text_BLD, text_mask_BL)
         embedding_BTE = self.embed(
             logsnr_B=logsnr_B,
             text_BLD=text_BLD,

@@ -19,8 +19,8 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
 FREE_ON_RESUME = (
     "data", "validation", "embeddings", "encoder", "steps", "max_seconds", "checkpoint_every", "log_every",
     "sample_every", "evaluate_every", "keep", "readers", "bad_share", "init_from", "profile_steps", "mesh",
-    "sample_mesh", "stage.sampler",
-    "step.guard", "stage.network.remat", "stage.network.remat_policy", "deadlines",
+    "sample_mesh", "stage.sampler", "step.guard", "stage.network.remat", "stage.network.remat_policy",
+    "stage.network.attention", "deadlines",
 )  # fmt: skip
 
 

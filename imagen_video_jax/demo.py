@@ -87,7 +87,8 @@ def train_stages(out: pathlib.Path, *, minutes: float, seed: int, scratch: bool)
         )
         if not scratch:
             rate = FURTHER * config.optimizer.learning_rate
-            config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate))
+            optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+            config = dataclasses.replace(config, optimizer=optimizer, stage=shipped.stages()[number - 1])
         config = configs.with_data(config, workdir)
         print(f"[{number}/7] {name}: {config.max_seconds:.0f} s of training", flush=True)
         train(config, workdir)

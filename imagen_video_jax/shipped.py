@@ -6,8 +6,10 @@
 import pathlib
 
 from imagen_video_jax import bundle
+from imagen_video_jax.cascade_file import stage_config
 from imagen_video_jax.data.motion_shapes import COLOURS, MOTIONS, SHAPES, names_a_figure
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.stages.stage_config import StageConfig
 
 FOLDER = pathlib.Path(__file__).parent / "miniature"
 
@@ -23,6 +25,12 @@ def miniature(folder: pathlib.Path = FOLDER) -> pathlib.Path:
             error.exit_code,
         ) from None
     return folder
+
+
+def stages() -> list[StageConfig]:
+    """What its stages are: those of experiments/*.py:mini, but for the base, whose network is larger."""
+    _, content = bundle.read_description(FOLDER)
+    return [stage_config(entry["stage"]) for entry in content["stages"]]
 
 
 def outside_note(prompts: list[str]) -> str:

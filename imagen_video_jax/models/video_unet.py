@@ -99,6 +99,18 @@ class VideoUNetConfig:
             raise ValueError(f"network.remat_policy must be one of {tuple(REMAT_POLICIES)}, got {self.remat_policy!r}")
         if self.attention not in KERNELS:
             raise ValueError(f"network.attention must be one of {KERNELS}, got {self.attention!r}")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        attends = [
+            attention == "attention" or spatial or text
+            for attention, spatial, text in zip(self.temporal, self.spatial_attention, self.text_attention)
+        ]
+        widths = [(f"channels[{i}]", width, self.head_width) for i, width in enumerate(self.channels) if attends[i]]
+        for name, width, head_width in [*widths, ("embedding_width", self.embedding_width, 64)]:
+            heads = max(width // head_width, 1)
+            if width % heads:
+                raise ValueError(f"network.{name} {width} is not divisible by its {heads} heads of about {head_width}")
 
     def level(self, index: int) -> BlockConfig:
         return BlockConfig(

@@ -3,7 +3,6 @@
 A network without remat is compiled whole, one with remat block by block, so that equal blocks share their code.
 """
 
-import functools
 import time
 
 import torch
@@ -60,7 +59,11 @@ def build(work: Workload, tflop_per_step: float, *, products: bool = False, comp
 def train_step(work: Workload, model: VideoUNet, device: torch.device, compiled: bool):
     """() -> loss; a whole update on the batch, which lies on the device."""
     batch = {key: torch.from_numpy(value).to(device) for key, value in random_arrays(work).items()}
-    loss_of = functools.partial(loss, model, work)
+    text_drop = work.stage.text_drop
+
+    def loss_of(**batch):
+        return loss(model, text_drop, **batch)
+
     if compiled and work.stage.network.remat:
         torch._dynamo.config.recompile_limit = 64  # one program for each kind of block
         for module in model.modules():
@@ -85,13 +88,13 @@ def train_step(work: Workload, model: VideoUNet, device: torch.device, compiled:
     return step
 
 
-def loss(model, work: Workload, video_BTHWC, text_BLD, text_mask_BL, fps_B):
+def loss(model, text_drop: float, video_BTHWC, text_BLD, text_mask_BL, fps_B):
     """The epsilon error of a v network, as the stage's own loss (without its log of noise levels)."""
     x = video_BTHWC.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
     B = len(x)
     time_B = (torch.rand((), device=x.device) + torch.arange(B, device=x.device) / B) % 1.0
     logsnr_B = (-2 * torch.log(torch.tan(time_B * (torch.pi / 2) + 1e-5))).clamp(-20, 20)
-    drop_B = torch.rand(B, device=x.device) < work.stage.text_drop
+    drop_B = torch.rand(B, device=x.device) < text_drop
     first_L = torch.arange(text_mask_BL.shape[1], device=x.device) == 0
     text_BLD = torch.where(drop_B[:, None, None], 0.0, text_BLD)
     mask_BL = torch.where(drop_B[:, None], first_L, text_mask_BL)

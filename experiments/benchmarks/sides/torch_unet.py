@@ -174,9 +174,9 @@ class VideoUNet(nn.Module):
 
     def forward(self, z_BTCHW, *, logsnr_B, text_BLD, mask_BL, fps_B):
         frames, skips = z_BTCHW.shape[1], []
-        embedding_NE = self.embed(logsnr_B, text_BLD, mask_BL, fps_B, frames).to(torch.get_autocast_dtype("cuda"))
-        conditions = (embedding_NE, text_BLD.to(embedding_NE.dtype), mask_BL, frames)
         x = self.door_in(z_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        embedding_NE = self.embed(logsnr_B, text_BLD, mask_BL, fps_B, frames).to(x.dtype)
+        conditions = (embedding_NE, text_BLD.to(x.dtype), mask_BL, frames)
         for part in self.down:
             if isinstance(part, Block):
                 x = self._run(part, x, conditions)

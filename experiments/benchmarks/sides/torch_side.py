@@ -64,8 +64,8 @@ def train_step(work: Workload, model: VideoUNet, device: torch.device, compiled:
     def loss_of(**batch):
         return loss(model, text_drop, **batch)
 
+    torch._dynamo.config.recompile_limit = 64  # a program for each kind of block, and of tensor in the update
     if compiled and work.stage.network.remat:
-        torch._dynamo.config.recompile_limit = 64  # one program for each kind of block
         for module in model.modules():
             if isinstance(module, Block):
                 module.compile(dynamic=False)

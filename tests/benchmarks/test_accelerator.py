@@ -20,16 +20,16 @@ def workload(network: str, **changes) -> common.Workload:
     return common.workload(argparse.Namespace(network=network, **asked | changes))
 
 
-def tiny() -> common.Workload:
-    """One level of one block on two frames: its step compiles in seconds."""
-    work = workload("16")
+def tiny(blocks: int) -> common.Workload:
+    """One level on two frames: with a middle alone (no blocks before and after) its step compiles in seconds."""
+    work = workload("16", blocks=blocks)
     network = dataclasses.replace(work.stage.network, text_width=8, embedding_width=16, dtype="float32", remat=False)
     stage = dataclasses.replace(work.stage, frames=2, height=2, width=4, text_length=4, network=network)
     return dataclasses.replace(work, stage=stage)
 
 
 def test_the_step_of_the_jax_side_keeps_its_state_in_place_and_says_what_it_took():
-    row = common.timed(jax_side.build(tiny()), seconds=0.01)
+    row = common.timed(jax_side.build(tiny(blocks=0)), seconds=0.01)
     assert row["ms_fastest"] <= row["ms_median"]
     assert row["clips_per_second"] == pytest.approx(1e3 / row["ms_back_to_back"], rel=0.02, abs=0.02)
     assert row["parameters"] > 0
@@ -39,7 +39,7 @@ def test_the_step_of_the_jax_side_keeps_its_state_in_place_and_says_what_it_took
 
 
 def test_a_random_state_is_laid_out_as_training_lays_it_out():
-    work = tiny()
+    work = tiny(blocks=0)
     stage = Stage(work.stage)
     state = jax_side.random_state(stage, work)
     assert jax.tree.map(lambda leaf: leaf.shape, state.params) == jax.tree.map(
@@ -59,7 +59,7 @@ def test_the_torch_network_has_the_parameters_and_the_shapes_of_this_one():
     ours = parameter_count(Stage(work.stage).network.abstract)
     assert sum(parameter.numel() for parameter in theirs.parameters()) == ours
     for products in (False, True):
-        row = common.timed(torch_side.build(tiny(), 1e-6, products=products, compiled=False), seconds=0.01)
+        row = common.timed(torch_side.build(tiny(blocks=1), 1e-6, products=products, compiled=False), seconds=0.01)
         assert np.isfinite(row["loss"])
 
 

@@ -54,11 +54,13 @@ class T5XCheckpoint:
                 continue
             if isinstance(leaf, dict):
                 self._folders[name] = _folder_of(leaf)
-                pending[name] = ts.open(self._spec(name), open=True)
+                pending[name] = self._opening(name)
             elif isinstance(leaf, str) and leaf.startswith("PLACEHOLDER"):
                 raise UserError(f"{path} is an Orbax checkpoint, not one that T5X's Checkpointer wrote")
-            else:
+            elif isinstance(leaf, (np.ndarray, np.generic, int, float)):
                 self.arrays[name] = _in_memory(name, np.asarray(leaf))
+            else:
+                raise UserError(f"{path}: {name} is no array but {type(leaf).__name__}")
         for name, future in pending.items():
             self.arrays[name] = self._stored(name, future)
 
@@ -92,14 +94,23 @@ class T5XCheckpoint:
         kvstore = weight_store.store_spec(f"{self.path.rstrip('/')}/{self._folders[name]}")
         return {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
 
+    def _opening(self, name: str):
+        try:
+            return ts.open(self._spec(name), open=True)
+        except ValueError as error:  # a name that no file can have
+            raise self._not_opened(name, error) from None
+
+    def _not_opened(self, name: str, error: Exception) -> UserError:
+        if (trouble := weight_store.trouble(self.path, error)) is not None:
+            return trouble
+        reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be opened: {_reason(error)}"
+        return UserError(f"{self.path}: array {ascii(self._folders[name])[1:-1]} {reason}")
+
     def _stored(self, name: str, future) -> StoredArray:
         try:
             array = future.result()
         except (ValueError, TimeoutError) as error:
-            if (trouble := weight_store.trouble(self.path, error)) is not None:
-                raise trouble from None
-            reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be opened: {_reason(error)}"
-            raise UserError(f"{self.path}: array {self._folders[name]} {reason}") from None
+            raise self._not_opened(name, error) from None
 
         def read(block: tuple[slice, ...]) -> np.ndarray:
             try:
@@ -138,8 +149,10 @@ def _flat(tree, path: tuple[str, ...]) -> Iterator[tuple[str, object]]:
 
 def _folder_of(spec: dict) -> str:
     """Only a name: a path in the file could lead out of the checkpoint's folder."""
-    path = spec.get("path") or spec["kvstore"].get("path", "")
-    return pathlib.PurePosixPath(path).name or "an array without a path"
+    kvstore = spec.get("kvstore")
+    path = spec.get("path") or (kvstore.get("path") if isinstance(kvstore, dict) else None)
+    name = pathlib.PurePosixPath(path).name if isinstance(path, str) else ""
+    return "an array without a path" if name in ("", "..") else name
 
 
 def _in_memory(name: str, array: np.ndarray) -> StoredArray:

@@ -325,6 +325,27 @@ def test_a_spec_cannot_lead_out_of_the_checkpoint(tmp_path):
     assert_same(path)
 
 
+@pytest.mark.parametrize(
+    ("leaf", "says"),
+    [
+        ({"driver": "zarr", "metadata": {}, "kvstore": {"driver": "file", "path": "a\0b/"}}, r"array a\x00b cannot be"),
+        (
+            {"driver": "zarr", "metadata": {}, "kvstore": {"driver": "file", "path": "x/../"}},
+            "without a path is missing",
+        ),
+        ({"driver": "zarr", "metadata": {}, "kvstore": ["x"]}, "without a path is missing"),
+        ({"driver": "zarr", "metadata": {}, "kvstore": {"driver": "file", "path": 7}}, "without a path is missing"),
+        ([1.0, [2.0, 3.0]], "encoder/encoder_norm/scale is no array but list"),
+    ],
+)
+def test_a_leaf_that_is_no_array_of_the_checkpoint_is_refused(leaf, says, tmp_path):
+    path = write_t5x(tmp_path / "c", ARRAYS)
+    content = msgpack.unpackb((path / "checkpoint").read_bytes())
+    content["optimizer"]["target"]["encoder"]["encoder_norm"]["scale"] = leaf
+    (path / "checkpoint").write_bytes(msgpack.packb(content))
+    assert says in refused(path)
+
+
 def test_a_header_that_promises_too_much_is_refused():
     for header in (
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},

@@ -1,8 +1,12 @@
-"""A convolution whose kernel gradient is one matrix product on a CPU.
+"""A convolution whose kernel gradient is a matrix product for each of the kernel's pixels on a CPU.
 
 XLA's CPU convolution for the gradient of a 3x3 kernel reaches half of what its forward pass does. Measured on two
-cores, jax 0.10.2, GFLOP/s at 128 / 256 channels: 48 / 64 against 148 / 105 forward, and 83 / 103 as a product of
-the input's windows, laid out beside each other, with the output's gradient. With 64 channels the product is slower.
+cores, jax 0.10.2, GFLOP/s of the convolution and of the products, lowest and highest of two or three runs:
+
+    inputs, outputs   convolution   products        inputs, outputs   convolution   products
+            64, 128         21-38      48-85               128, 128         52-54      86-93
+            128, 64         22-33      29-38               256, 128         53-66      50-82
+             64, 64         27-36      26-34               256, 256         61-67    102-110
 """
 
 import functools
@@ -10,12 +14,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-LEAST_CHANNELS = 128
+# Of inputs and outputs: the smaller number at least, and the larger.
+LEAST_CHANNELS = (64, 128)
 
 
 def convolve(x_NHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
     """Convolution of images with kernel (kh, kw, in, out); padding as ((before, after) of H, of W)."""
-    if stride == 1 and min(kernel.shape[2:]) >= LEAST_CHANNELS:
+    if stride == 1 and all(own >= least for own, least in zip(sorted(kernel.shape[2:]), LEAST_CHANNELS)):
         return _convolve(x_NHWC, kernel, padding)
     return _plain(x_NHWC, kernel, stride, padding)
 
@@ -53,13 +58,16 @@ def _backward(padding, saved, gradient_NHWC):
 
 
 def _by_product(x_NHWC, gradient_NHWC, *, padding, size: tuple[int, int]):
-    _, H, W, _ = gradient_NHWC.shape
+    _, H, W, D = gradient_NHWC.shape
+    C = x_NHWC.shape[-1]
     padded = jnp.pad(x_NHWC, ((0, 0), *padding, (0, 0)))
-    windows = [padded[:, i : i + H, j : j + W] for i in range(size[0]) for j in range(size[1])]
-    columns = jnp.concatenate(windows, axis=-1).reshape(-1, size[0] * size[1] * x_NHWC.shape[-1])
-    flat = gradient_NHWC.reshape(-1, gradient_NHWC.shape[-1])
-    product = jax.lax.dot_general(columns, flat, (((0,), (0,)), ((), ())))
-    return product.reshape(*size, x_NHWC.shape[-1], flat.shape[-1])
+    flat = gradient_NHWC.reshape(-1, D)
+
+    def of_pixel(i: int, j: int):
+        seen = padded[:, i : i + H, j : j + W].reshape(-1, C)
+        return seen.T @ flat if C <= D else (flat.T @ seen).T
+
+    return jnp.stack([of_pixel(i, j) for i in range(size[0]) for j in range(size[1])]).reshape(*size, C, D)
 
 
 _convolve.defvjp(_forward, _backward)

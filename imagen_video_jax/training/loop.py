@@ -22,6 +22,7 @@ import numpy as np
 from imagen_video_jax import distributed, partitioning, storage
 from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training.ahead import Ahead
 from imagen_video_jax.training.goodput import Ledger
 from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.looking import Looks
@@ -158,12 +159,16 @@ class _Run:
             for stream in batches.values():
                 stack.enter_context(stream)
             try:
-                return self._steps(state, batches)
+                with Ahead(lambda: self._next_batch(batches)) as ahead:
+                    return self._steps(state, batches, ahead)
             finally:
                 if distributed.is_first():
                     report_clips(self.workdir, batches.values())
 
-    def _steps(self, state: TrainState, batches: dict) -> TrainState:
+    def _next_batch(self, batches: dict) -> dict:
+        return {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+
+    def _steps(self, state: TrainState, batches: dict, ahead: Ahead) -> TrainState:
         step, pending, ending = self.start_step, None, None
         while step < self.config.steps:
             elapsed = self._seconds()
@@ -174,7 +179,7 @@ class _Run:
             self.ledger.enter("data")
             try:
                 with self._at_once():
-                    batch = {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}
+                    batch = next(ahead)
             except StopNow:
                 self.ending = STOP
                 break

@@ -28,7 +28,7 @@ def miniature(folder: pathlib.Path = FOLDER) -> pathlib.Path:
 
 
 def stages() -> list[StageConfig]:
-    """What its stages are: those of experiments/*.py:mini, but for the base, whose network is larger."""
+    """Its stages as they were trained, which what is trained on from them has to be."""
     _, content = bundle.read_description(FOLDER)
     return [stage_config(entry["stage"]) for entry in content["stages"]]
 

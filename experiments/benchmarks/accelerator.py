@@ -12,7 +12,8 @@ small networks share the card and take turns round by round, larger ones have it
     mfu               of the chip's published bfloat16 peak; share_of_matmul: of a product of 8192 measured just before
     program_gib       what the compiled program says it needs; peak_gib: what the allocator saw
 
-Out of memory ends with one line and exit code 1.
+Out of memory ends with one line and exit code 1. Have the card and its processors to yourself: programs that are
+compiled on one card at once spoil each other's autotuning (on an H200 four were not ready after four minutes).
 """
 
 import argparse

@@ -49,18 +49,26 @@ def _of_bundle(folder: pathlib.Path, name: str, place: str = "") -> Teacher:
     if chosen not in entries:
         missing = f"holds no stage {chosen or name}" if chosen or name else "is a bundle of several stages"
         raise UserError(f"{folder} {missing}; name the folder of one: {', '.join(entries)}")
-    facts = storage.read_json(folder / chosen / "config.json").get("training", {})
-    trained = {"scale": "", "short": "repeat", "buckets": (), **facts, "encoder": _encoder(content.get("encoder"))}
-    if missing := {"batch_size", "image_batch_size", "crop", "step"} - set(trained):
+    config = storage.read_json(folder / chosen / "config.json")
+    facts = config.get("training") if isinstance(config, dict) else None
+    facts = facts if isinstance(facts, dict) else {}
+    step = facts.get("step") if isinstance(facts.get("step"), dict) else {}
+    missing = {"batch_size", "image_batch_size", "crop"} - set(facts) | {"accumulate"} - set(step)
+    if missing:
         raise UserError(f"{folder / chosen} does not say with which {', '.join(sorted(missing))} it was trained")
+    trained = {"scale": "", "short": "repeat", "buckets": (), **facts, "encoder": _encoder(content.get("encoder"))}
     return Teacher(folder / chosen, stage_config(entries[chosen].get("stage")), trained, data=False)
 
 
 def _encoder(info: dict | None) -> dict:
     """The fields of an EncoderConfig, as a cascade describes its encoder."""
-    info = info or {}
+    info = info if isinstance(info, dict) else {}
     fields = {"name": info.get("encoder", "minilm"), "max_length": info.get("max_length", 0)}
-    config = EncoderConfig(**fields | {name: info[name] for name in ("weights", "vocabulary") if info.get(name)})
+    fields |= {name: info[name] for name in ("weights", "vocabulary") if info.get(name)}
+    try:
+        config = EncoderConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the bundle's text encoder is not known here: {error}") from None
     default = config.name == "minilm" and config.max_length == 64
     return dataclasses.asdict(EncoderConfig() if default else config)
 

@@ -195,6 +195,14 @@ def test_a_stage_of_a_bundle_teaches_as_its_workdir_does(world, tmp_path, capsys
     capsys.readouterr()
     assert distill(world, tmp_path / "run", f"--config.teacher={tmp_path / 'bundle'}") == 2
     assert "is a bundle of several stages; name the folder of one: 1_base_16f_24x40" in line_of(capsys)
+    config = tmp_path / "bundle" / "1_base_16f_24x40" / "config.json"
+    whole = config.read_text()
+    for damaged in ("[]", '{"training": {"batch_size": 4, "step": []}}'):
+        config.write_text(damaged)
+        assert distill(world, tmp_path / "run", f"--config.teacher={config.parent}") in (2, 5)
+        assert line_of(capsys)
+    assert not (tmp_path / "run").exists()
+    config.write_text(whole)
     for where in ("bundle", "bundle/1_base_16f_24x40"):
         fields = [f"--config.{name}={world / 'data'}" for name in ("data", "validation")]
         stage = [] if "/" in where else ["--config.stage=base_16f_24x40"]

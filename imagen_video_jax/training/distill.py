@@ -11,6 +11,7 @@ done is not done again, so a killed chain goes on in the middle of a round.
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -194,9 +195,7 @@ def distillation_loss(config, guided, teacher, stage, params, frozen, batch, key
         return uniform_B if guided else distillation.grid_time(uniform_B, frozen["calls"])
 
     noised = stage.noised(batch, key, slot_B, slots, text_drop=0.0, time=time)
-    low, high = config.weights
-    keys_B = example_keys(named_key(key, "guidance"), slot_B)
-    weight_B = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys_B)
+    weight_B = jax.vmap(lambda key: drawn_weight(key, config.weights))(example_keys(named_key(key, "guidance"), slot_B))
     conditions = dataclasses.replace(noised.conditions, guidance_B=weight_B)
     sampler = dataclasses.replace(stage.config.sampler, clip=config.clip)
 
@@ -220,6 +219,16 @@ def distillation_loss(config, guided, teacher, stage, params, frozen, batch, key
         weighting=stage.config.weighting,
     )
     return loss_B, noised.logsnr_B
+
+
+def drawn_weight(key, weights):
+    """A guidance weight w in the range, ln(1 + w) uniform.
+
+    What is clipped changes little from w = 10 to 15, and much from 0 to 2: drawn uniformly from 0 to 15 (Meng et al.
+    2022, of unclipped estimates), only one in eight is below 2.
+    """
+    low, high = (math.log1p(weight) for weight in weights)
+    return jnp.clip(jnp.expm1(jax.random.uniform(key, minval=low, maxval=high)), *weights)
 
 
 def guided_estimate(teacher: Stage, params, z, logsnr_B, conditions, weight_B):

@@ -19,6 +19,7 @@ from imagen_video_jax.training import loop
 from imagen_video_jax.training.distill import (
     DistillConfig,
     distillation_loss,
+    drawn_weight,
     guided_estimate,
     rounds_of,
     student_stage,
@@ -86,6 +87,17 @@ def test_every_kind_of_stage_has_a_loss_for_videos_and_images(name, guided):
             frozen,
         )
         assert loss_B.shape == logsnr_B.shape == (2,)
+
+
+def test_weights_cover_their_range_evenly_in_ln_1_plus_w():
+    keys = jax.random.split(jax.random.key(0), 4096)
+    drawn = np.asarray(jax.vmap(lambda key: drawn_weight(key, (0.0, 15.0)))(keys), np.float64)
+    assert 0.0 <= drawn.min() < 0.01
+    assert 14.9 < drawn.max() <= 15.0
+    # 1 + w from 1 to 16: a quarter of the weights between any two powers of 2
+    for edge, share in ((1.0, 0.25), (3.0, 0.5), (7.0, 0.75)):
+        np.testing.assert_allclose((drawn < edge).mean(), share, atol=0.03)
+    assert np.all(np.asarray(jax.vmap(lambda key: drawn_weight(key, (2.0, 2.0)))(keys[:8])) == 2.0)
 
 
 def test_rounds_halve_the_calls_and_what_cannot_be_halved_is_said():

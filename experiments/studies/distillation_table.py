@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.studies.samples import kept_videos, open_extractors
 from imagen_video_jax import chips, storage
 from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.cascade_file import Member
@@ -93,20 +94,12 @@ def check(teachers: Cascade, students: Cascade) -> None:
 
 def base_videos(row: Row, prompts: scenes.Prompts, batch: int, out: pathlib.Path) -> list[np.ndarray]:
     """uint8 THWC per prompt, each batch kept in OUT/base."""
-    videos: list[np.ndarray] = []
-    bar, task = progress_bar(f"{row.guidance}, {row.base_name.rpartition('_')[2]}", len(prompts.captions))
-    with bar:
-        for begin in range(0, len(prompts.captions), batch):
-            file = out / "base" / row.base_name / f"{begin:05}.npy"
-            if not file.exists():
-                texts = prompts.captions[begin : begin + batch]
-                made = row.cascade.sample(texts, first=begin, stop=1, samplers=row.samplers)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with storage.atomic_path(file) as part, part.open("wb") as handle:
-                    np.save(handle, made)
-            videos += list(np.load(file, allow_pickle=False))
-            bar.update(task, completed=len(videos))
-    return videos
+
+    def sample(begin: int, end: int) -> np.ndarray:
+        return row.cascade.sample(prompts.captions[begin:end], first=begin, stop=1, samplers=row.samplers)
+
+    title = f"{row.guidance}, {row.base_name.rpartition('_')[2]}"
+    return kept_videos(sample, len(prompts.captions), batch, out / "base" / row.base_name, title)
 
 
 def quality(videos: Sequence[np.ndarray], prompts: scenes.Prompts, real: VideoSet, extractors: dict) -> dict:
@@ -119,15 +112,6 @@ def quality(videos: Sequence[np.ndarray], prompts: scenes.Prompts, real: VideoSe
     for name in names:
         found |= measure(name, real, made, options)
     return found
-
-
-def open_extractors(i3d: str) -> dict:
-    opened = {name: open_extractor(name, Weights()) for name in ("judge", "scorer")}
-    try:
-        opened["i3d"] = open_extractor("i3d", Weights(i3d=i3d))
-    except UserError as error:
-        print(f"without FVD: {error}", flush=True)
-    return opened
 
 
 # Time of the whole.

@@ -1,0 +1,102 @@
+"""What is compared with what: every study of `compare.py`, its variants as changes of one stage's experiment file."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to train or to sample a stage.
+
+    Attributes:
+      name: in tables and folders.
+      fields: of its training config, as in --config.FIELD=VALUE; none for the experiment file as it is.
+      sampler: fields of the stage's sampler to change.
+    """
+
+    name: str
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One question.
+
+    Attributes:
+      question: what the table answers.
+      stage: that is compared.
+      variants: the first is what the others are compared with.
+      measures: columns of the table, of `samples.values_of`.
+      prompts: which, see `prompts_of`.
+      steps: updates of each variant; 0: nothing is trained, the stage that the package comes with is sampled.
+      videos: sampled of each variant and seed.
+    """
+
+    question: str
+    stage: str
+    variants: tuple[Variant, ...]
+    measures: tuple[str, ...] = ("all", "colour", "shape", "motion")
+    prompts: tuple[str, ...] = ("validation",)
+    steps: int = 1000
+    videos: int = 256
+
+
+BASE, SPATIAL = "base_16f_24x40", "spatial_sr_32f_48x80"
+AS_IT_IS = Variant("as it is")
+
+
+def _guided(weight: float, clip: str = "dynamic", low: float | None = None) -> Variant:
+    name = f"{weight:g}" if low is None else f"{weight:g} and {low:g} in turn"
+    return Variant(f"{name}, {clip} clipping", sampler={"guidance": weight, "guidance_low": low, "clip": clip})
+
+
+STUDIES = {
+    "prediction": Study(
+        "Should the network predict v or epsilon? (paper, figures 12, 13: v; epsilon is slower and drifts in colour)",
+        BASE,
+        (
+            Variant("v", {"stage.prediction": "v", "stage.weighting": "eps_mse"}),
+            Variant("epsilon", {"stage.prediction": "eps", "stage.weighting": "eps_mse"}),
+            AS_IT_IS,  # x
+        ),
+        measures=("all", "colour", "shape", "motion", "pixels_colour_drift", "pixels_flicker"),
+    ),
+    "joint": Study(
+        "Do images beside the videos help? (paper, section 2.5: they do, and their styles carry over to videos)",
+        BASE,
+        (AS_IT_IS, Variant("videos only", {"image_batch_size": "0"})),
+        measures=("all", "colour", "shape", "motion", "style"),
+        prompts=("validation", "styled"),
+    ),
+    "sizes": Study(
+        "Is a larger base better? (paper, figure 11: it is, up to the largest)",
+        BASE,
+        (
+            AS_IT_IS,
+            Variant("half as wide", {"stage.network.channels": "(24,48)", "stage.network.embedding_width": "96"}),
+            Variant("twice as wide", {"stage.network.channels": "(96,192)", "stage.network.embedding_width": "384"}),
+        ),
+    ),
+    "guidance": Study(
+        "How much guidance, clipped how, steady or oscillating? (paper, section 3.4: much, dynamically, oscillating)",
+        BASE,
+        (
+            *(_guided(weight) for weight in (1.0, 0.0, 0.5, 2.0, 4.0, 15.0)),
+            *(_guided(weight, "static") for weight in (1.0, 4.0, 15.0)),
+            *(_guided(weight, low=low) for weight, low in ((2.0, 0.0), (4.0, 0.0), (15.0, 1.0))),
+        ),
+        measures=("all", "colour", "shape", "motion", "pixels_flicker", "pixels_motion"),
+        steps=0,
+    ),
+    "augmentation": Study(
+        "Does noise on the input of super-resolution help the cascade? (paper, section 2.4: it does)",
+        SPATIAL,
+        (
+            AS_IT_IS,
+            Variant("no noise", {"stage.augmentation_max": "0.0", "stage.augmentation_snr": "inf"}),
+            Variant("the paper's noise", {"stage.augmentation_max": "1.0", "stage.augmentation_snr": "5.0"}),
+        ),
+        steps=600,
+    ),
+}

@@ -21,6 +21,7 @@ from PIL import Image
 
 from imagen_video_jax.data.batches import open_batches
 from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import write_video
@@ -60,7 +61,7 @@ def bare(paths, **conversion) -> None:
 def whole(source, batch_size: int, seed: int) -> None:
     """The batches that show every clip once, nothing kept in memory."""
     spec = ClipSpec(16, 24, 40, 6.0)
-    options = {"embeddings": NoEmbeddings(), "text_length": 16, "threads": 1, "prefetch": 1, "cache_bytes": 0}
+    options = {"embeddings": NoEmbeddings(), "text_length": 16, "threads": 1, "prefetch": 1, "decoded": Decoded(0)}
     steps = len(source.videos) // batch_size
     with open_batches(source.videos, spec, batch_size=batch_size, seed=seed, **options) as batches:
         for _ in range(steps):

@@ -31,7 +31,7 @@ from imagen_video_jax.data import buckets
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.examples import Example
 from imagen_video_jax.data.interleave import Interleave
-from imagen_video_jax.data.loading import Embeddings, Item, Loader, Tally
+from imagen_video_jax.data.loading import Decoded, Embeddings, Item, Loader, Tally
 from imagen_video_jax.errors import UserError
 
 # Read ahead, where batches are small: while a step is compiled, its first epoch is decoded.
@@ -108,7 +108,7 @@ def open_batches(
     slots: Sequence[int] | None = None,
     threads: int = 2,
     prefetch: int = 2,
-    cache_bytes: int = 1 << 30,
+    decoded: Decoded | None = None,
 ) -> Batches:
     """Endless training batches (see the head of this file for their order).
 
@@ -130,12 +130,12 @@ def open_batches(
       threads: that read, each with a decoding process of its own that may be killed (`video/isolated.py`); 0 decodes
         in the calling thread and process.
       prefetch: batches read ahead at least; small ones more, as many as 64 while they fit into 128 MiB.
-      cache_bytes: decoded videos kept in memory, first come first kept.
+      decoded: where decoded videos are kept in memory; by default 1 GiB of them, as long as these batches last.
 
     Raises:
       UserError: at once for impossible arguments, later with exit code 4 when too many examples are bad.
     """
-    tally = Tally(bad_share)
+    tally, decoded = Tally(bad_share), decoded or Decoded()
     specs = [dataclasses.replace(spec, height=height, width=width) for height, width in sizes] or [spec]
     groups = buckets.assign(examples, sizes) if sizes and not follow else [tuple(examples)] * len(specs)
     counts = list(follow) or [len(group) for group in groups]
@@ -150,7 +150,7 @@ def open_batches(
             text_length=text_length,
             weights=weights,
             shuffle=shuffle,
-            cache_bytes=cache_bytes // len(used),
+            decoded=decoded,
             apart=threads > 0,
         )
         for group, spec in used

@@ -86,6 +86,29 @@ class Tally:
             )
 
 
+class Decoded:
+    """Decoded videos in memory, as many as there is room for. Called from several threads.
+
+    One may serve several streams of batches, and those of a run that is opened again.
+    """
+
+    def __init__(self, room: int = 1 << 30):
+        """`room` is in bytes."""
+        self._room = room
+        self._videos: dict[tuple, Video] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple) -> Video | None:
+        return self._videos.get(key)
+
+    def put(self, key: tuple, video: Video) -> None:
+        with self._lock:
+            # Nothing is ever put out: in a random order over more than fits, what came first is as good as any.
+            if key not in self._videos and video.frames_THWC.nbytes <= self._room:
+                self._room -= video.frames_THWC.nbytes
+                self._videos[key] = video
+
+
 class Loader:
     """Position -> item, for clips of one size. Called from several threads."""
 
@@ -100,7 +123,7 @@ class Loader:
         text_length: int,
         weights: Sequence[float] = (1.0,),
         shuffle: bool = True,
-        cache_bytes: int = 0,
+        decoded: Decoded | None = None,
         apart: bool = False,
     ):
         if not examples:
@@ -120,9 +143,7 @@ class Loader:
         present = sorted({example.part for example in examples})
         self._parts = [np.array([i for i, e in enumerate(examples) if e.part == part]) for part in present]
         self._part_of = Interleave([weights[part] if part < len(weights) else 1.0 for part in present])
-        self._cache: dict[int, Video] = {}
-        self._room = cache_bytes
-        self._lock = threading.Lock()
+        self._kept = decoded or Decoded(0)
         self._order_of = functools.lru_cache(maxsize=2 * len(self._parts))(self._draw_order)
 
     def training_item(self, position: int) -> Item:
@@ -175,14 +196,12 @@ class Loader:
 
     def _video(self, index: int) -> Video:
         """The decoded video, covering the clip size, from memory where it fits."""
-        if index in self._cache:
-            return self._cache[index]
-        video = self._decoded(self.examples[index])
-        with self._lock:
-            # Nothing is ever put out: in a random order over more than fits, what came first is as good as any.
-            if index not in self._cache and video.frames_THWC.nbytes <= self._room:
-                self._room -= video.frames_THWC.nbytes
-                self._cache[index] = video
+        example = self.examples[index]
+        key = (str(example.path), example.part, self.spec.height, self.spec.width)
+        video = self._kept.get(key)
+        if video is None:
+            video = self._decoded(example)
+            self._kept.put(key, video)
         return video
 
     def _decoded(self, example: Example) -> Video:

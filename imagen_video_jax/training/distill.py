@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from imagen_video_jax import checkpoint, distributed, partitioning, storage
+from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.diffusion import distillation, guidance
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.loss import loss_to_x
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.stages.stage import Stage, clipped, example_keys, named_key
 from imagen_video_jax.stages.stage_config import StageConfig
+from imagen_video_jax.training.inputs import MOST_DECODED
 from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.training.resume import as_dict
@@ -112,7 +114,7 @@ def distill(config: DistillConfig, workdir: pathlib.Path, *, should_stop: Callab
     with contextlib.ExitStack() as stack:
         teacher = distributed.from_first(lambda: _take(config, workdir, stack))
         config = dataclasses.replace(config, teacher=teacher)
-        done = read_rounds(workdir)
+        done, decoded = read_rounds(workdir), Decoded(MOST_DECODED)
         rounds = rounds_of(config)
         teacher = Stage(config.train.stage), pathlib.Path(config.teacher)
         for round_ in rounds:
@@ -124,7 +126,8 @@ def distill(config: DistillConfig, workdir: pathlib.Path, *, should_stop: Callab
                     print(
                         f"[{round_.number + 1}/{len(rounds)}] {_describe(round_)}: {settings.steps} updates", flush=True
                     )
-                train(settings, folder, should_stop=should_stop, objective=objective(config, round_, *teacher))
+                aim = objective(config, round_, *teacher)
+                train(settings, folder, should_stop=should_stop, objective=aim, decoded=decoded)
                 done.append(_row(round_, folder, workdir))
                 if jax.process_index() == 0:
                     text = "".join(json.dumps(row) + "\n" for row in done)

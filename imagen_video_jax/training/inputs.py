@@ -9,11 +9,14 @@ from imagen_video_jax import partitioning
 from imagen_video_jax.data.batches import open_batches
 from imagen_video_jax.data.buckets import parse_sizes
 from imagen_video_jax.data.clips import ClipSpec
+from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
 from imagen_video_jax.training.agreement import facts
 from imagen_video_jax.training.train_config import TrainConfig
+
+MOST_DECODED = 2 << 30  # bytes of decoded videos in memory
 
 
 class Inputs:
@@ -22,8 +25,9 @@ class Inputs:
     Attributes: source; validation (None without one); embeddings.
     """
 
-    def __init__(self, config: TrainConfig):
-        self._config = config
+    def __init__(self, config: TrainConfig, decoded: Decoded | None = None):
+        """`decoded` holds videos for longer than this object."""
+        self._config, self._decoded = config, decoded or Decoded(MOST_DECODED)
         self.source = open_source(config.data)
         self.validation = open_source(config.validation) if config.validation else None
         self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
@@ -73,6 +77,7 @@ class Inputs:
                 sizes=parse_sizes(config.buckets),
                 follow=streams["video"].bucket_counts if config.buckets and "video" in streams else (),
                 bad_share=config.bad_share,
+                decoded=self._decoded,
                 slots=partitioning.batch_slots(mesh, size),
                 threads=config.readers or min(max(os.cpu_count() or 1, 2), 16),
             )

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from imagen_video_jax import distributed, partitioning, storage
+from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.ahead import Ahead
@@ -44,10 +45,12 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     objective: Objective = OWN_LOSS,
+    decoded: Decoded | None = None,
 ) -> TrainState:
     """Trains until `steps` (or the time budget), resuming from the newest good checkpoint in `workdir`.
 
-    When `should_stop()` becomes true, in any process of the job, the run ends after the step in flight, saved.
+    When `should_stop()` becomes true, in any process of the job, the run ends after the step in flight, saved. Runs one
+    after another that read the same data may share what is `decoded`.
 
     Raises: Stopped where it ended so.
     """
@@ -55,7 +58,7 @@ def train(
     with contextlib.ExitStack() as stack:
         distributed.from_first(lambda: _take(workdir, stack))
         stop = should_stop if isinstance(should_stop, Stop) else Stop(should_stop)
-        run = _Run(config, workdir, stop, objective)
+        run = _Run(config, workdir, stop, objective, decoded)
         state = run.run()
     if run.ending == STOP:
         raise Stopped(state)
@@ -82,8 +85,9 @@ def _take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
 class _Run:
     """What one call of `train` holds while it lasts."""
 
-    def __init__(self, config: TrainConfig, workdir: pathlib.Path, stop: Stop, objective: Objective):
+    def __init__(self, config: TrainConfig, workdir: pathlib.Path, stop: Stop, objective: Objective, decoded):
         self.config, self.workdir, self.stop, self.objective = config, workdir, stop, objective
+        self.decoded = decoded
         self.checkpoints = workdir / "checkpoints"
         distributed.agree(self._open)
         self.meta = find_start(workdir, config)
@@ -144,7 +148,7 @@ class _Run:
 
     def _open(self) -> dict[str, str]:
         """Opens what this process reads, and says what all processes of the job must have alike."""
-        self.inputs = Inputs(self.config)
+        self.inputs = Inputs(self.config, self.decoded)
         return {} if jax.process_count() == 1 else self.inputs.facts(self.workdir)
 
     def _state(self) -> TrainState:

@@ -12,7 +12,7 @@ import pytest
 
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.clips import ClipSpec
-from imagen_video_jax.data.loading import Loader, Tally
+from imagen_video_jax.data.loading import Decoded, Loader, Tally
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import TOO_MUCH_BAD_DATA, WRONG_REQUEST, UserError
 from imagen_video_jax.video import isolated
@@ -114,8 +114,15 @@ def test_any_step_can_be_resumed_from_its_number_alone(examples, start):
 
 
 def test_the_cache_changes_nothing_but_time(examples):
-    assert_same(take(9, examples, cache_bytes=0), take(9, examples))
-    assert_same(take(9, examples, cache_bytes=3 * 24 * 8 * 16 * 3), take(9, examples))
+    assert_same(take(9, examples, decoded=Decoded(0)), take(9, examples))
+    assert_same(take(9, examples, decoded=Decoded(3 * 24 * 8 * 16 * 3)), take(9, examples))
+
+
+def test_what_is_decoded_serves_the_next_run_too(examples, monkeypatch):
+    decoded = Decoded()
+    expected = take(9, examples, decoded=decoded)
+    monkeypatch.setattr(Loader, "_decoded", None)
+    assert_same(expected, take(9, examples, decoded=decoded))
 
 
 def test_each_epoch_shows_every_example_once_in_another_order(examples):
@@ -411,10 +418,10 @@ def test_too_many_bad_files_end_the_run_but_a_few_or_short_ones_do_not(folder, t
 
 
 def test_a_stopped_decoding_process_is_noticed_and_changes_no_batch(examples, monkeypatch):
-    expected = take(6, examples, cache_bytes=0)
+    expected = take(6, examples, decoded=Decoded(0))
     isolated.close_all()  # each that is stopped takes its time
     monkeypatch.setattr(isolated.read, "__kwdefaults__", {**isolated.read.__kwdefaults__, "seconds": 5.0})
-    with open_(examples, threads=1, prefetch=1, cache_bytes=0) as batches:
+    with open_(examples, threads=1, prefetch=1, decoded=Decoded(0)) as batches:
         first = next(batches)
         for decoder in list(isolated._all):
             os.kill(decoder.pid, signal.SIGSTOP)

@@ -29,7 +29,7 @@ from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.inputs import MOST_DECODED
 from imagen_video_jax.training.loop import train
 from imagen_video_jax.training.metrics import read_rows
-from imagen_video_jax.training.resume import as_dict
+from imagen_video_jax.training.resume import as_dict, defaults, flat, is_free
 from imagen_video_jax.training.step import Objective
 from imagen_video_jax.training.teachers import is_there, sha256_of, weights_of
 from imagen_video_jax.training.train_config import TrainConfig
@@ -280,10 +280,11 @@ def _describe(round_: Round) -> str:
     )
 
 
-# Settings of a chain that may change when it goes on, beside those of training.
-_FREE = ("data", "validation", "embeddings", "encoder", "checkpoint_every", "log_every", "sample_every", "keep",
-         "evaluate_every", "readers", "bad_share", "mesh", "profile_steps", "steps", "max_seconds",
-         "init_from")  # fmt: skip
+def _settled(values: dict) -> dict[str, object]:
+    """What may not change when a chain goes on, by path."""
+    return {
+        name: value for name, value in flat(values) if name != "teacher" and not is_free(name.removeprefix("train."))
+    }
 
 
 def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
@@ -301,12 +302,9 @@ def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
         raise UserError(
             f"{workdir} distils {theirs['train']['stage']['name']}, this teacher is {name}; use another --workdir"
         )
-    for fields in (theirs, values):
-        fields.pop("teacher")
-        for field in _FREE:
-            fields["train"].pop(field, None)
-    changed = [field for field in values if field != "train" and values[field] != theirs.get(field)]
-    changed += [f"train.{f}" for f in values["train"] if values["train"][f] != theirs["train"].get(f)]
+    # A field that a later version brought had its default before.
+    before = dict(defaults(config)) | _settled(theirs)
+    changed = [field for field, value in _settled(values).items() if before.get(field) != value]
     if changed:
         raise UserError(f"{workdir} was begun with other settings of {', '.join(changed)}; use another --workdir")
     if stored["teacher"]["sha256"] == teacher["sha256"]:

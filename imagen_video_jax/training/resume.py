@@ -38,21 +38,22 @@ def flat(value, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix[:-1], list(value) if isinstance(value, tuple) else value
 
 
+def is_free(name: str) -> bool:
+    """Whether the field of a training config with this path may change on resume."""
+    return any(name == free or name.startswith(free + ".") for free in FREE_ON_RESUME)
+
+
 def identity(config) -> dict[str, object]:
     """Every field that may not change on resume, flat, JSON-like."""
-    return {
-        name: value
-        for name, value in flat(as_dict(config))
-        if not any(name == free or name.startswith(free + ".") for free in FREE_ON_RESUME)
-    }
+    return {name: value for name, value in flat(as_dict(config)) if not is_free(name)}
 
 
-def _defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
+def defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Paths of fields, as `flat` gives them, and their defaults."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _defaults(value, f"{prefix}{field.name}.")
+            yield from defaults(value, f"{prefix}{field.name}.")
         elif field.default is not dataclasses.MISSING:
             yield from flat(field.default, f"{prefix}{field.name}.")
 
@@ -60,7 +61,7 @@ def _defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
 def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
     """UserError unless a checkpoint with this `meta` is of the same stage, scale and settings as `config`."""
     # A field that a later version brought had its default before.
-    stored, wanted = dict(_defaults(config)) | meta["identity"], identity(config)
+    stored, wanted = dict(defaults(config)) | meta["identity"], identity(config)
     stored = {name: value for name, value in stored.items() if name in wanted or name in meta["identity"]}
     for field in ("stage.name", "scale"):
         if stored.get(field) != wanted.get(field):

@@ -44,6 +44,7 @@ class Study:
 
 BASE, SPATIAL = "base_16f_24x40", "spatial_sr_32f_48x80"
 AS_IT_IS = Variant("as it is")
+SHIPPED = {"init_from": "imagen_video_jax/miniature"}
 
 
 def _guided(weight: float, clip: str = "dynamic", low: float | None = None) -> Variant:
@@ -88,6 +89,13 @@ STUDIES = {
         ),
         measures=("all", "colour", "shape", "motion", "pixels_flicker", "pixels_motion"),
         steps=0,
+    ),
+    "text_noise": Study(
+        "Does noise on the text tokens help with words that no caption uses?",
+        BASE,
+        (Variant("trained on without", SHIPPED), Variant("with noise 1", {**SHIPPED, "stage.text_noise": "1.0"})),
+        prompts=("validation", "paraphrase"),
+        steps=500,
     ),
     "augmentation": Study(
         "Does noise on the input of super-resolution help the cascade? (paper, section 2.4: it does)",

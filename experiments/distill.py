@@ -12,18 +12,18 @@ from ml_collections import ConfigDict
 
 from experiments import scales
 
-# first calls of the base and of the others; updates of the round that learns guidance, and of each halving; rate
+# first calls of the base and of the others; updates of the round that learns guidance and of each halving; their rates
 ROUNDS = {
-    "tiny": (16, 16, 40, 40, 1e-3),
-    "mini": (256, 128, 600, 300, 1e-3),
-    "small": (256, 128, 20_000, 10_000, 1e-4),
-    "paper": (256, 128, 50_000, 50_000, 5e-5),
+    "tiny": (16, 16, 40, 40, 1e-3, 1e-3),
+    "mini": (256, 128, 600, 300, 1e-3, 2e-4),
+    "small": (256, 128, 20_000, 10_000, 1e-4, 1e-4),
+    "paper": (256, 128, 50_000, 50_000, 5e-5, 5e-5),
 }
 
 
 def get_config(scale: str = "mini"):
     scales.check(scale)
-    base, others, guided, halved, rate = ROUNDS[scale]
+    base, others, guided, halved, rate, halving_rate = ROUNDS[scale]
     miniature = scale in ("tiny", "mini")
     return ConfigDict(
         {
@@ -35,6 +35,8 @@ def get_config(scale: str = "mini"):
             "calls_others": others,
             "last_calls": 8,
             "guided_steps": guided,
+            # A student of many calls starts nearly where it should end: at the rate of round 0 it only gets worse.
+            "halving_rate": halving_rate,
             "steps": halved,
             "weights": (0.0, 15.0),  # the extremes of the paper's oscillation, and no guidance
             # A miniature's small networks and few updates cannot follow what clipping would cut off anyway.

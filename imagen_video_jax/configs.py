@@ -88,7 +88,7 @@ def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> 
     _check_teacher(values, stage, trained["scale"])
     base = stage.kind == "base"
     own = {"teacher": str(teacher.path), "calls": values["calls_base" if base else "calls_others"]}
-    own |= {name: values[name] for name in ("last_calls", "guided_steps", "weights", "weighting", "clip", "samples")}
+    own |= {name: values[name] for name in _OF_THE_CHAIN}
     fields = {name: value for name, value in values.items() if name not in own and name not in _TEACHER_ONLY}
     fields["step"] = _as_taught(fields["step"], trained["step"])
     fields = _as_taught(fields, trained) | {"encoder": trained["encoder"], "buckets": tuple(trained["buckets"])}
@@ -99,6 +99,7 @@ def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> 
     return to_dataclass(DistillConfig, own | {"train": {}}, "config", train=with_data(checked, workdir))
 
 
+_OF_THE_CHAIN = ("last_calls", "guided_steps", "halving_rate", "weights", "weighting", "clip", "samples")
 _TEACHER_ONLY = ("stage", "calls_base", "calls_others")
 
 

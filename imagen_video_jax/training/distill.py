@@ -44,6 +44,7 @@ class DistillConfig:
       teacher: the path of the teacher, see teachers.py.
       calls: network calls from which the halving starts; `last_calls` is where it ends.
       guided_steps: updates of round 0.
+      halving_rate: learning rate of the rounds after it, which change much less; 0: that of `train`.
       weights: the range of guidance weights.
       weighting: of the loss, see diffusion/loss.py. The paper's eps_mse is none: its weight is 0 where sampling starts.
       samples: whether every round ends with sample videos (also train.sample_every).
@@ -55,6 +56,7 @@ class DistillConfig:
     calls: int = 256
     last_calls: int = 8
     guided_steps: int = 1000
+    halving_rate: float = 0.0
     weights: tuple[float, float] = (0.0, 15.0)
     weighting: str = "snr_trunc"
     clip: str = "none"
@@ -67,6 +69,8 @@ class DistillConfig:
             )
         if self.guided_steps < 1:
             raise ValueError(f"guided_steps must be at least 1, got {self.guided_steps}")
+        if not 0.0 <= self.halving_rate < math.inf:
+            raise ValueError(f"halving_rate must be at least 0, got {self.halving_rate}")
         if not 0.0 <= self.weights[0] <= self.weights[1]:
             raise ValueError(f"weights must be a range from at least 0, like (0,15), got {self.weights}")
         if self.clip not in ("none", "static", "dynamic"):
@@ -242,11 +246,15 @@ def guided_estimate(teacher: Stage, params, z, logsnr_B, conditions, weight_B):
 
 
 def _train_config(config: DistillConfig, round_: Round, stage: StageConfig) -> TrainConfig:
-    steps = config.guided_steps if round_.guided else config.train.steps
+    steps, optimizer = config.guided_steps, config.train.optimizer
+    if not round_.guided:
+        steps = config.train.steps
+        optimizer = dataclasses.replace(optimizer, learning_rate=config.halving_rate or optimizer.learning_rate)
     return dataclasses.replace(
         config.train,
         stage=stage,
         steps=steps,
+        optimizer=optimizer,
         sample_every=config.train.sample_every or (steps if config.samples else 0),
         evaluate_every=config.train.evaluate_every or steps,
     )

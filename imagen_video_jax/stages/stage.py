@@ -17,6 +17,7 @@ from imagen_video_jax import functional
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.diffusion import gaussian, guidance, samplers
 from imagen_video_jax.diffusion.loss import diffusion_loss
+from imagen_video_jax.diffusion.noise import normal
 from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.diffusion.schedules import Schedule
 from imagen_video_jax.models.video_unet import VideoUNet
@@ -35,11 +36,6 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
     """A key per example, by its global number, so that noise does not depend on how a batch is split."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
-
-
-def normal(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise of `shape` for each example's key."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
 
 
 Text = tuple[jax.Array, jax.Array]  # text_BLD, text_mask_BL

@@ -5,7 +5,7 @@
 Paper section 2.7: 256 calls of the base and 128 of the others down to 8. Scales: tiny, mini (CPU), small (one GPU),
 paper (TPU pod), the same as the teacher's. Numbers of rounds, updates and the range of weights are not published; the
 learning rate that falls to 0 in every round, the updates of `paper`, and neither moving average nor warm-up are those
-of Salimans & Ho 2022. A round costs about three times a training step (two calls of the teacher).
+of Salimans & Ho 2022. An update costs a training step and two calls of the teacher.
 """
 
 from ml_collections import ConfigDict

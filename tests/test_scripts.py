@@ -11,7 +11,7 @@ SCRIPTS = sorted(
     f"experiments.{path.parent.name}.{path.stem}"
     for folder in ("benchmarks", "miniature", "studies")
     for path in (ROOT / "experiments" / folder).glob("*.py")
-    if path.stem != "__init__"
+    if '__name__ == "__main__"' in path.read_text()  # what is not run serves those that are
 )
 
 

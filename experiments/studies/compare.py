@@ -1,4 +1,4 @@
-"""One study: its variants trained from nothing with several seeds, sampled, judged, and compared prompt by prompt.
+"""One study: its variants trained with several seeds, sampled, judged, and compared prompt by prompt.
 
     python -m experiments.studies.compare STUDY --out out/studies [--seeds 0 1] [--steps N] [--videos N]
 
@@ -81,7 +81,7 @@ class Runs:
 
     def result(self, variant: Variant, seed: int) -> dict:
         """Values per prompt of one run, made where they are missing."""
-        key = digest_of(self.training(variant, seed), self.study.steps, dict(variant.sampler), seed)
+        key = digest_of(self.scale, self.study.stage, self.training(variant, seed), dict(variant.sampler))
         name = f"{variant.name.replace(' ', '_')}-seed{seed}-{key}"
         file = self.own / "results" / f"{name}-{self.study.videos}.json"
         if file.exists():

@@ -197,7 +197,8 @@ class Loader:
     def _video(self, index: int) -> Video:
         """The decoded video, covering the clip size, from memory where it fits."""
         example = self.examples[index]
-        key = (str(example.path), example.part, self.spec.height, self.spec.width)
+        # Not its path alone: two shards may hold a file of the same name.
+        key = (example, self.spec.height, self.spec.width)
         video = self._kept.get(key)
         if video is None:
             video = self._decoded(example)

@@ -66,10 +66,12 @@ def clip_static(x):
 def clip_dynamic(x, percentile: float):
     """Clips to [-s, s] and divides by s, s the percentile of |x| of each example, where s > 1  (Imagen section 2.3)."""
     within_B = jnp.mean((jnp.abs(x) <= 1.0).astype(jnp.float32), axis=tuple(range(1, x.ndim)))
+    loud_B = within_B < percentile / 100.0
+    # Most estimates of super-resolution have nothing to look for. One that has none is the same beside one that has.
     s_B = jax.lax.cond(
-        jnp.all(within_B >= percentile / 100.0),  # most estimates of super-resolution: nothing to look for
+        jnp.any(loud_B),
+        lambda: jnp.where(loud_B, jnp.maximum(absolute_percentile(x, percentile), 1.0), 1.0).astype(jnp.float32),
         lambda: jnp.ones(x.shape[:1], jnp.float32),
-        lambda: jnp.maximum(absolute_percentile(x, percentile), 1.0),
     )
     s = s_B.reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.clip(x, -s, s) / s

@@ -10,11 +10,11 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def normal(keys_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """float32 noise [B, *shape]: `jax.random.normal(key, shape)` for each key."""
+    """float32 noise [B, *shape]: `jax.random.normal(key, shape)` for each key (of jax's default generator)."""
     return jax.lax.platform_dependent(
         keys_B,
         cpu=lambda keys_B: jax.vmap(lambda key: _on_cpu(jax.random.key_data(key), shape))(keys_B),
-        default=lambda keys_B: jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B),
+        default=lambda keys_B: jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys_B),
     )
 
 

@@ -150,6 +150,16 @@ def test_schedules_fall_from_one_end_of_their_range_to_the_other():
     close(Schedule(shift=2.0).logsnr(jnp.float64(0.5)) - Schedule().logsnr(jnp.float64(0.5)), 2.0)
 
 
+def test_clipping_an_example_does_not_depend_on_those_beside_it():
+    x = jnp.asarray(
+        np.random.default_rng(2).normal(size=(3, 4, 8, 8, 3)) * np.array([0.2, 0.45, 3.0])[:, None, None, None, None]
+    )
+    together = guidance.clip_dynamic(x, 95.0)
+    for i in range(3):
+        np.testing.assert_array_equal(together[i : i + 1], guidance.clip_dynamic(x[i : i + 1], 95.0))
+    np.testing.assert_array_equal(together[:1], x[:1])
+
+
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.5, 100.0])
 def test_the_percentile_without_a_sort_is_numpys(percentile):
     x = np.random.default_rng(1).normal(size=(3, 8, 16, 16, 3)) * np.array([0.5, 1.0, 4.0]).reshape(3, 1, 1, 1, 1)

@@ -48,7 +48,13 @@ def test_prompts_that_ask_for_nothing_do_not_count():
 
 
 def test_the_judge_reads_real_scenes_as_they_are_and_styled_ones_move_in_their_style():
-    for split, attributes in (("validation", ("colour", "shape", "motion")), ("styled", ("style", "motion"))):
+    asked = {
+        "validation": ("colour", "shape", "motion"),
+        "words": ("shape", "motion", "word"),
+        "solids": ("all",),
+        "styled": ("style", "motion"),
+    }
+    for split, attributes in asked.items():
         prompts = compare.prompts_of(split, 8)
         videos = [scenes.rendered(scene, (16, 48, 80, 6.0)) for scene in prompts.scenes]
         values = values_of(videos, prompts.labels)

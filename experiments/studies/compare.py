@@ -15,6 +15,7 @@ of the seeds' own differences stands behind.
 import argparse
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.cascade_file import Member
 from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data import motion_shapes
+from imagen_video_jax.data.motion_shapes_scene import SOLID_SHAPES, WORD_MOTION
 from imagen_video_jax.evaluation import bootstrap, scenes
 from imagen_video_jax.evaluation.sweep import digest_of
 from imagen_video_jax.shipped import miniature
@@ -37,6 +39,11 @@ from imagen_video_jax.training.teachers import find_teacher, weights_of
 from imagen_video_jax.video.files import write_video
 
 BATCH = 16
+CHOSEN = {
+    "styled": lambda scene: not scene.word,
+    "words": lambda scene: scene.word and scene.motion == WORD_MOTION,
+    "solids": lambda scene: scene.shape in SOLID_SHAPES and scene.motion == "spin",
+}
 SHOWN = 8  # videos of each run that are kept as files to be looked at
 
 
@@ -87,18 +94,23 @@ class Runs:
         if file.exists():
             return storage.read_json(file)
         cascade, index = self.shipped, self.shipped.position(self.study.stage)
-        if self.study.steps:
+        if self.study.steps and not variant.real:
             members = [*cascade.members[:index], self.trained(variant, seed)]
             cascade = Cascade(members, encoder=cascade.encoder)
+        stage = cascade.members[index].stage.config
+        size = (stage.frames, stage.height, stage.width, stage.fps)
         found: dict = {"variant": variant.name, "seed": seed, "steps": self.study.steps, "values": {}}
         for split in self.study.prompts:
             prompts = prompts_of(split, self.study.videos)
-            inputs = self.inputs(prompts, index, seed, split)
-            sample = sampler_of(cascade, index, prompts, seed, inputs, dict(variant.sampler))
-            title = f"{variant.name}, seed {seed}: {split}"
-            videos = kept_videos(sample, self.study.videos, BATCH, self.own / "videos" / name / split, title)
+            if variant.real:
+                videos = [scenes.rendered(scene, size) for scene in prompts.scenes]
+            else:
+                inputs = self.inputs(prompts, index, seed, split)
+                sample = sampler_of(cascade, index, prompts, seed, inputs, dict(variant.sampler))
+                title = f"{variant.name}, seed {seed}: {split}"
+                videos = kept_videos(sample, self.study.videos, BATCH, self.own / "videos" / name / split, title)
             found["values"][split] = values_of(videos, prompts.labels)
-            show(videos[:SHOWN], cascade.members[index].stage.config.fps, self.own / "shown" / name / split)
+            show(videos[:SHOWN], stage.fps, self.own / "shown" / name / split)
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(file, found)
         return found
@@ -153,13 +165,18 @@ def sampler_of(cascade: Cascade, index: int, prompts: scenes.Prompts, seed: int,
 
 
 def prompts_of(split: str, count: int) -> scenes.Prompts:
-    """Captions of scenes: of a split of motion_shapes, or "styled": moving figures in styles that only images have."""
-    if split != "styled":
+    """Captions of scenes of a split of motion_shapes, or of some of its validation scenes.
+
+    "styled" are moving figures in styles that only images have, "words" are written, "solids" turn.
+    """
+    if split not in CHOSEN:
         return scenes.prompts_of_scenes(split, count)
-    styles = [style for style in motion_shapes.STYLES if style != "plain"]
-    plain = [scene for scene in scenes.prompts_of_scenes("validation", 2 * count + 8).scenes if not scene.word]
-    styled = [dataclasses.replace(scene, style=styles[i % len(styles)]) for i, scene in enumerate(plain[:count])]
-    return scenes.Prompts(tuple(motion_shapes.captions_of(scene, 1)[0] for scene in styled), tuple(styled))
+    everything = (motion_shapes.make_scene(scenes.SEED, index, split="validation") for index in itertools.count())
+    chosen = list(itertools.islice(filter(CHOSEN[split], everything), count))
+    if split == "styled":
+        styles = itertools.cycle(style for style in motion_shapes.STYLES if style != "plain")
+        chosen = [dataclasses.replace(scene, style=style) for scene, style in zip(chosen, styles)]
+    return scenes.Prompts(tuple(motion_shapes.captions_of(scene, 1)[0] for scene in chosen), tuple(chosen))
 
 
 def show(videos: Sequence[np.ndarray], fps: float, folder: pathlib.Path) -> None:

@@ -12,11 +12,13 @@ class Variant:
       name: in tables and folders.
       fields: of its training config, as in --config.FIELD=VALUE; none for the experiment file as it is.
       sampler: fields of the stage's sampler to change.
+      real: no model at all, the scenes as they are drawn.
     """
 
     name: str
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    real: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,11 @@ class Study:
     videos: int = 256
 
 
-BASE, SPATIAL = "base_16f_24x40", "spatial_sr_32f_48x80"
+BASE, SPATIAL, LAST = "base_16f_24x40", "spatial_sr_32f_48x80", "spatial_sr_128f_768x1280"
 AS_IT_IS = Variant("as it is")
 SHIPPED = {"init_from": "imagen_video_jax/miniature"}
+MINUTES = {**SHIPPED, "max_seconds": "600", "optimizer.learning_rate": "1e-3"}
+IMAGES = {"batch_size": "4", "image_batch_size": "128", "step.image_weight": "1.0"}
 
 
 def _guided(weight: float, clip: str = "dynamic", low: float | None = None) -> Variant:
@@ -96,6 +100,27 @@ STUDIES = {
         (Variant("trained on without", SHIPPED), Variant("with noise 1", {**SHIPPED, "stage.text_noise": "1.0"})),
         prompts=("validation", "paraphrase"),
         steps=500,
+    ),
+    "learning": Study(
+        "What should ten more minutes of training see?",
+        BASE,
+        (
+            Variant("16 clips and 8 images", MINUTES),
+            Variant("4 clips and 128 images", {**MINUTES, **IMAGES}),
+            Variant("the same, min-SNR weighting", {**MINUTES, **IMAGES, "stage.weighting": "min_snr"}),
+            Variant("4 clips and 128 images, Adam", {**MINUTES, **IMAGES, "optimizer.name": "adam"}),
+        ),
+        prompts=("validation", "held_out"),
+        steps=100_000,
+    ),
+    "words_and_solids": Study(
+        "Does the whole cascade write words letter by letter, and turn solids? (paper, figures 2, 7, 8: it does)",
+        LAST,
+        (Variant("real clips", real=True), AS_IT_IS),
+        measures=("all", "colour", "shape", "motion", "word"),
+        prompts=("words", "solids"),
+        steps=0,
+        videos=64,
     ),
     "augmentation": Study(
         "Does noise on the input of super-resolution help the cascade? (paper, section 2.4: it does)",

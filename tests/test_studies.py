@@ -2,16 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.studies import compare
+from experiments.studies import compare, noise_levels
 from experiments.studies.samples import values_of
 from experiments.studies.variants import STUDIES, Study, Variant
 from imagen_video_jax import configs
 from imagen_video_jax.cascade import changed_sampler
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.evaluation import scenes
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.video import frames
 from tests.test_cli import SMALL
 
 
@@ -106,3 +109,22 @@ def test_a_study_is_made_once_and_remade_from_what_is_kept(tmp_path, monkeypatch
     monkeypatch.setattr(compare.Cascade, "load", None)
     compare.main()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "table.json"} == kept
+
+
+@pytest.mark.parametrize("prediction", ["x", "v"])
+def test_an_untrained_networks_error_at_each_noise_level_is_what_its_output_of_zero_means(prediction):
+    fields = [f"--config.stage.prediction={prediction}"]
+    stage = Stage(configs.training("experiments/base_16f_24x40.py:tiny", fields).stage)
+    config, captions = stage.config, scenes.prompts_of_scenes("validation", 4)
+
+    def encoder(texts):
+        return np.zeros((len(texts), 3, config.network.text_width), np.float32), np.ones((len(texts), 3), bool)
+
+    batch = noise_levels.batch_of(stage, captions, encoder)
+    x = np.asarray(frames.to_unit(batch.check().video_BTHWC))
+    logsnrs = (-4.0, 0.0, 4.0)
+    found = noise_levels.errors(stage, stage.init(jax.random.key(0)), batch, logsnrs)
+    sigma2 = 1 / (1 + np.exp(logsnrs))
+    # The estimate is 0, or alpha z: its error is sigma^4 x^2 + alpha^2 sigma^2 eps^2 on average.
+    of_v = sigma2**2 * np.mean(x**2) + (1 - sigma2) * sigma2
+    np.testing.assert_allclose(found, [np.mean(x**2)] * 3 if prediction == "x" else of_v, rtol=0.1)

@@ -1,7 +1,6 @@
 """`imagen-video COMMAND`: parsing and one-line errors; what a command takes and does is in commands/COMMAND.py."""
 
 import argparse
-import errno
 import sys
 
 from imagen_video_jax import __version__
@@ -19,15 +18,12 @@ from imagen_video_jax.commands import (
     sample,
     train,
 )
-from imagen_video_jax.commands.process import keep_freed_memory
-from imagen_video_jax.errors import DONE, WRONG_REQUEST, UserError
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.training import watchdog
 
 # In the order in which people need them.
 COMMANDS = (demo, prepare, inspect, embed, train, distill, cascade, sample, evaluate, export, plan, launch)
-
-# What a command may meet wherever it writes: a disk or a quota that is full, a disk that may only be read.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,25 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     Without `arguments` this process is the command line itself: then it only watches over a command that says `WATCHED`
     and does the work in a child (training/watchdog.py).
     """
-    try:
-        parsed, rest = parse(sys.argv[1:] if arguments is None else arguments)
-        if arguments is None and getattr(parsed.command, "WATCHED", False) and not watchdog.connect():
-            command = [sys.executable, "-m", "imagen_video_jax", *sys.argv[1:]]
-            return watchdog.supervise(command, restarts=parsed.restarts)
-        if arguments is None:
-            keep_freed_memory()
-        return parsed.command.run(parsed, rest) or DONE
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        print(f"error: cannot write {error.filename or 'its files'}: {error.strerror}", file=sys.stderr)
-        return WRONG_REQUEST
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    return in_one_line(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parsed, rest = parse(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and getattr(parsed.command, "WATCHED", False) and not watchdog.connect():
+        command = [sys.executable, "-m", "imagen_video_jax", *sys.argv[1:]]
+        return watchdog.supervise(command, restarts=parsed.restarts)
+    if arguments is None:
+        keep_freed_memory()
+    return parsed.command.run(parsed, rest)
 
 
 def parse(arguments: list[str]):

@@ -24,6 +24,8 @@ def test_the_command_in_a_scripts_head_runs_it(name, monkeypatch, capsys):
         script.main()
     assert end.value.code == 0
     assert "usage:" in capsys.readouterr().out
+    # A wrong request is one line, as of the command line.
+    assert "sys.exit(in_one_line(main))" in pathlib.Path(script.__file__).read_text()
 
 
 def test_no_document_runs_a_script_by_its_path():

@@ -24,6 +24,8 @@ import statistics
 import subprocess
 import sys
 
+from imagen_video_jax.commands.process import in_one_line
+
 
 def main() -> int:
     arguments = parse()
@@ -150,4 +152,4 @@ def report(rows: list[tuple[dict, dict]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_one_line(main))

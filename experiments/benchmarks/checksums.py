@@ -13,6 +13,7 @@ so at most 0.054% with a save every 100 steps.
 import argparse
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from experiments import defaults, scales
 from experiments.benchmarks.step_time import random_batch
 from imagen_video_jax import checkpoint, configs, storage
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import SAVED, initial_state
@@ -67,4 +69,4 @@ def seconds_of(function) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -12,6 +12,7 @@ time (of both processes; this is what a busy machine does not spoil), and the ra
 import argparse
 import os
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -19,6 +20,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.data.batches import open_batches
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.loading import Decoded
@@ -107,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -26,7 +26,7 @@ from importlib.machinery import ModuleSpec
 
 import numpy as np
 
-from imagen_video_jax.commands.process import keep_freed_memory
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory
 
 BATCH, FRAMES, HEIGHT, WIDTH, TOKENS, TEXT = 2, 8, 24, 40, 32, 512
 
@@ -197,4 +197,4 @@ def stand_in() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections import Counter
 
@@ -27,6 +28,7 @@ import numpy as np
 from experiments import defaults, scales
 from imagen_video_jax import chips, configs
 from imagen_video_jax.batch import Batch
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.optimizer import direction
@@ -166,4 +168,4 @@ def matmul_peak(size: int = 2048) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -13,10 +13,13 @@ import argparse
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
 import numpy as np
+
+from imagen_video_jax.commands.process import in_one_line
 
 BATCH = 32
 
@@ -93,4 +96,4 @@ def report(times: dict[str, list[float]], count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -12,11 +12,12 @@ import argparse
 import dataclasses
 import pathlib
 import shutil
+import sys
 
 from experiments import scales
 from imagen_video_jax import configs
 from imagen_video_jax.cascade_file import join
-from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.export import ExportRequest, export
 from imagen_video_jax.training.loop import train
@@ -85,4 +86,4 @@ def write_bundle(work: pathlib.Path, out: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -7,13 +7,14 @@ An animated WebP of 12 frames a second, which browsers and GitHub show.
 
 import argparse
 import pathlib
+import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from imagen_video_jax import shipped
 from imagen_video_jax.cascade import Cascade
-from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 
 PROMPTS = (
     "a red circle moves left on a black background",
@@ -65,4 +66,4 @@ def page(frames_NHWC: np.ndarray) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -27,7 +28,7 @@ from experiments.studies.variants import STUDIES, Study, Variant
 from imagen_video_jax import configs, storage
 from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.cascade_file import Member
-from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data import motion_shapes
 from imagen_video_jax.data.motion_shapes_scene import SOLID_SHAPES, WORD_MOTION
 from imagen_video_jax.evaluation import bootstrap, scenes
@@ -245,4 +246,4 @@ def cell_of(found: dict, *, share: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

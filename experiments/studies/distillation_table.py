@@ -12,6 +12,7 @@ made by every row in turn, and the first batch, whose programs are compiled, is 
 import argparse
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from experiments.studies.samples import kept_videos, open_extractors
 from imagen_video_jax import chips, storage
 from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.cascade_file import Member
-from imagen_video_jax.commands.process import keep_freed_memory, use_compilation_cache
+from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import scenes
 from imagen_video_jax.evaluation.features import FeatureStore
@@ -259,4 +260,4 @@ def table_of(rows: Sequence[Row], out: pathlib.Path, arguments) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

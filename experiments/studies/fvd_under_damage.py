@@ -10,12 +10,13 @@ cells, and the features of each clip, so that a run that was stopped goes on.
 import argparse
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from imagen_video_jax import storage
-from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.commands.process import in_one_line, use_compilation_cache
 from imagen_video_jax.evaluation import scenes
 from imagen_video_jax.evaluation.charts import Point, chart
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -9,6 +9,7 @@ carry from its input to its output, and no training of the same network will mak
 """
 
 import argparse
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.cascade import Cascade, fit_length
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.diffusion import gaussian
 from imagen_video_jax.evaluation import scenes
 from imagen_video_jax.shipped import miniature
@@ -73,4 +75,4 @@ def errors(stage: Stage, params, batch: Batch, logsnrs=LOGSNRS) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

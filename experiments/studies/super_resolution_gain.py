@@ -8,11 +8,13 @@ in [-1, 1], and the mean difference of neighbouring pixels in the original, the 
 """
 
 import argparse
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 
 from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.stages import conditioning
@@ -50,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -16,6 +16,7 @@ import itertools
 import math
 import multiprocessing
 import pathlib
+import sys
 import time
 
 import jax
@@ -25,6 +26,7 @@ import optax
 import safetensors.numpy
 
 from imagen_video_jax import storage
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.data.motion_shapes import STYLES, WORDS, Scene, end_with_parent, make_scene, render
 from imagen_video_jax.data.motion_shapes_scene import WORD_MOTION, WORD_SHAPE
 from imagen_video_jax.evaluation import judge as judges
@@ -232,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

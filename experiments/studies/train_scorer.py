@@ -17,6 +17,7 @@ import itertools
 import math
 import multiprocessing
 import pathlib
+import sys
 import time
 
 import jax
@@ -28,6 +29,7 @@ import safetensors.numpy
 from experiments.studies import train_judge
 from experiments.studies.train_judge import CHUNK, WARM_UP_STEPS, base_view, damage
 from imagen_video_jax import storage
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.data.motion_shapes import (
     BACKGROUNDS,
     COLOURS,
@@ -316,4 +318,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

@@ -10,6 +10,7 @@ caption uses.
 """
 
 import argparse
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 
 from imagen_video_jax.cascade import fit_length
+from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.data import motion_shapes
 from imagen_video_jax.evaluation import scenes
 from imagen_video_jax.text.embed import TextEncoder
@@ -104,4 +106,4 @@ def fitted(text_NLD, mask_NL, labels, noise: float):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

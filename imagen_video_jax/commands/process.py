@@ -1,7 +1,8 @@
-"""What commands set for their whole process: what SIGTERM does, where compiled programs are kept."""
+"""What commands do for their whole process: errors in one line, SIGTERM, where compiled programs are kept."""
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -10,10 +11,29 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
-from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING
+from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, WRONG_REQUEST, UserError
 from imagen_video_jax.training.stopping import Stop
 
 T = TypeVar("T")
+# What a command may meet wherever it writes: a disk or a quota that is full, a disk that may only be read.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def in_one_line(work: Callable[[], int | None]) -> int:
+    """`work`'s exit code (None: done); what a person can mend is one line on stderr and a code of errors.py."""
+    try:
+        return work() or DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        print(f"error: cannot write {error.filename or 'its files'}: {error.strerror}", file=sys.stderr)
+        return WRONG_REQUEST
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
 
 
 @contextlib.contextmanager

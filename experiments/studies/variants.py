@@ -47,7 +47,7 @@ class Study:
 BASE, SPATIAL, LAST = "base_16f_24x40", "spatial_sr_32f_48x80", "spatial_sr_128f_768x1280"
 AS_IT_IS = Variant("as it is")
 SHIPPED = {"init_from": "imagen_video_jax/miniature"}
-MINUTES = {**SHIPPED, "max_seconds": "600", "optimizer.learning_rate": "1e-3"}
+MINUTES = {**SHIPPED, "max_seconds": "480", "optimizer.learning_rate": "1e-3"}
 IMAGES = {"batch_size": "4", "image_batch_size": "128", "step.image_weight": "1.0"}
 
 
@@ -102,13 +102,13 @@ STUDIES = {
         steps=500,
     ),
     "learning": Study(
-        "What should ten more minutes of training see?",
+        "What should eight more minutes of training see, and minimise?",
         BASE,
         (
             Variant("16 clips and 8 images", MINUTES),
             Variant("4 clips and 128 images", {**MINUTES, **IMAGES}),
-            Variant("the same, min-SNR weighting", {**MINUTES, **IMAGES, "stage.weighting": "min_snr"}),
-            Variant("4 clips and 128 images, Adam", {**MINUTES, **IMAGES, "optimizer.name": "adam"}),
+            Variant("error of v", {**MINUTES, "stage.weighting": "v_mse"}),
+            Variant("min-SNR weighting", {**MINUTES, "stage.weighting": "min_snr"}),
         ),
         prompts=("validation", "held_out"),
         steps=100_000,

@@ -93,12 +93,13 @@ def training(name: str, scale: str) -> ConfigDict:
             "text_noise": 0.0,
             "augmentation_max": 0.1 if miniature else 1.0,
             "augmentation_snr": 20_000.0 if miniature else 5.0,
-            # A clip of few pixels and one shape is still told apart in strong noise: that is where frames agree on it.
+            # A clip of few pixels and one shape is still told apart in strong noise, where its frames agree on it (-2);
+            # the mini base starts from a network that learnt that (experiments/miniature/grow.py), and learns outlines.
             "schedule": {
                 "name": "cosine",
                 "logsnr_min": -20.0,
                 "logsnr_max": 20.0,
-                "shift": -2.0 if miniature and base else 0.0,
+                "shift": {"tiny": -2.0, "mini": 0.5}.get(scale, 0.0) if base else 0.0,
             },
             "sampler": {
                 "name": "ancestral" if scale in ("small", "paper") else "ddim",

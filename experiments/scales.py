@@ -73,7 +73,7 @@ NETWORKS = {
         ((8, 16), (1, 1), (), (1,), 4, 64),
     ),
     "mini": (
-        ((48, 96), (1, 1), (1,), (0, 1), 2, 192),
+        ((32, 48, 96), (1, 1, 1), (2,), (1, 2), 1, 192),
         ((32, 64), (1, 1), (1,), (1,), 2, 128),
         ((32, 64), (1, 1), (1,), (1,), 2, 128),
         ((32, 64), (1, 1), (), (1,), 4, 128),
@@ -100,6 +100,9 @@ NETWORKS = {
         ((128, 256, 512, 896), (2, 4, 6, 4), (), (3,), 1, 768),
     ),
 }
+
+# Levels that mix no time: the miniature's base draws at full resolution what moves at half of it.
+STILL = {("mini", 0): (0,)}
 
 # updates, learning rate, warm-up, decay, EMA
 TRAINING = {
@@ -177,7 +180,10 @@ def stage(name: str, scale: str) -> ConfigDict:
                 "blocks": blocks,
                 "spatial_attention": at(spatial, len(channels)),
                 "text_attention": at(text, len(channels)),
-                "temporal": ("attention" if base else "convolution",) * len(channels),
+                "temporal": tuple(
+                    "none" if level in STILL.get((scale, index), ()) else "attention" if base else "convolution"
+                    for level in range(len(channels))
+                ),
                 "layout": "unet" if base else "efficient",
                 "patch": patch,
                 "low_resolution": not base,

@@ -2,10 +2,10 @@
 
     python -m experiments.miniature.build --work out/miniature [--out imagen_video_jax/miniature]
 
-Renders 4096 clips and 2048 images of motion_shapes, trains the seven mini stages on them (two CPU cores: an hour for
-the base, as long for the others together), joins them and exports the bundle in bfloat16. Every part that is done is
-kept: run the command again after an interruption. Needs a checkout; any stage can be trained elsewhere into its folder
-in --work.
+Renders 4096 clips and 24576 images of motion_shapes, trains the seven mini stages on them (two CPU cores: two hours for
+the base in its two parts, see grow.py, one for the others together), joins them and exports the bundle in bfloat16.
+Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
+elsewhere into its folder in --work.
 """
 
 import argparse
@@ -13,20 +13,27 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping
 
 from experiments import scales
+from experiments.miniature import grow
 from imagen_video_jax import configs
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.export import ExportRequest, export
+from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.loop import train
+from imagen_video_jax.training.step import OWN_LOSS, Objective
+from imagen_video_jax.training.teachers import find_teacher, weights_of
 
 # clips, images and seed of each split: those of the embedded default set, more of them
-DATA = {"train": (4096, 2048, 0), "validation": (64, 32, 1)}
-# updates of each stage, and the stage whose weights it starts from (counted from 1)
-STEPS = (4500, 400, 600, 500, 350, 250, 400)
+DATA = {"train": (4096, 24576, 0), "validation": (64, 32, 1)}
+# updates of the smaller base and of each stage, and the stage whose weights it starts from (counted from 1)
+SMALL_STEPS = 4500
+STEPS = (2400, 400, 600, 500, 350, 250, 400)
 STARTS = {6: 5, 7: 4}
+LARGE = {"optimizer.learning_rate": "2e-3"}  # of the base that starts from the smaller one
 BUNDLE = pathlib.Path(__file__).parents[2] / "imagen_video_jax" / "miniature"
 TITLE = "The miniature of imagen_video_jax"
 ABOUT = """
@@ -48,17 +55,29 @@ def main() -> None:
     work = arguments.work.absolute()
     for split, (clips, images, seed) in DATA.items():
         write_motion_shapes(work / "data" / split, clips=clips, images=images, seed=seed, split=split)
+    base = scales.STAGES[0]
+    train_stage(base, work / "0_small_base", work / "data", steps=SMALL_STEPS, fields=grow.SMALL)
     workdirs: list[pathlib.Path] = []
     for number, name in enumerate(scales.STAGES, 1):
         workdirs.append(work / f"{number}_{name}")
         start = str(workdirs[STARTS[number] - 1]) if number in STARTS else ""
-        train_stage(name, workdirs[-1], work / "data", steps=STEPS[number - 1], start=start)
+        objective = Objective(start=grow.grown(trained(base, work / "0_small_base"))) if name == base else OWN_LOSS
+        fields = {"init_from": start, **(LARGE if name == base else {})}
+        train_stage(name, workdirs[-1], work / "data", steps=STEPS[number - 1], fields=fields, objective=objective)
     join([str(folder) for folder in workdirs], work / "cascade.json")
     write_bundle(work, arguments.out)
 
 
-def train_stage(name: str, workdir: pathlib.Path, data: pathlib.Path, *, steps: int, start: str) -> None:
-    config = configs.training(f"experiments/{name}.py:mini")
+def train_stage(
+    name: str,
+    workdir: pathlib.Path,
+    data: pathlib.Path,
+    *,
+    steps: int,
+    fields: Mapping[str, str],
+    objective: Objective = OWN_LOSS,
+) -> None:
+    config = configs.training(f"experiments/{name}.py:mini", [f"{configs.PREFIX}{k}={v}" for k, v in fields.items()])
     config = dataclasses.replace(
         config,
         data=str(data / "train"),
@@ -69,10 +88,15 @@ def train_stage(name: str, workdir: pathlib.Path, data: pathlib.Path, *, steps: 
         evaluate_every=500,
         checkpoint_every=250,
         keep=2,
-        init_from=start,
     )
     print(f"{name}: {steps} updates", flush=True)
-    train(configs.with_data(config, workdir), workdir)
+    train(configs.with_data(config, workdir), workdir, objective=objective)
+
+
+def trained(name: str, workdir: pathlib.Path):
+    """The averaged weights of the newest checkpoint."""
+    found = find_teacher(str(workdir), name)
+    return weights_of(found.path, name, Stage(found.stage).network.abstract)
 
 
 def write_bundle(work: pathlib.Path, out: pathlib.Path) -> None:

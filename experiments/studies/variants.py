@@ -47,8 +47,6 @@ class Study:
 BASE, SPATIAL, LAST = "base_16f_24x40", "spatial_sr_32f_48x80", "spatial_sr_128f_768x1280"
 AS_IT_IS = Variant("as it is")
 SHIPPED = {"init_from": "imagen_video_jax/miniature"}
-MINUTES = {**SHIPPED, "max_seconds": "480", "optimizer.learning_rate": "1e-3"}
-IMAGES = {"batch_size": "4", "image_batch_size": "128", "step.image_weight": "1.0"}
 
 
 def _guided(weight: float, clip: str = "dynamic", low: float | None = None) -> Variant:
@@ -79,8 +77,8 @@ STUDIES = {
         BASE,
         (
             AS_IT_IS,
-            Variant("half as wide", {"stage.network.channels": "(24,48)", "stage.network.embedding_width": "96"}),
-            Variant("twice as wide", {"stage.network.channels": "(96,192)", "stage.network.embedding_width": "384"}),
+            Variant("half as wide", {"stage.network.channels": "(16,24,48)", "stage.network.embedding_width": "96"}),
+            Variant("twice as wide", {"stage.network.channels": "(64,96,192)", "stage.network.embedding_width": "384"}),
         ),
     ),
     "guidance": Study(
@@ -100,18 +98,6 @@ STUDIES = {
         (Variant("trained on without", SHIPPED), Variant("with noise 1", {**SHIPPED, "stage.text_noise": "1.0"})),
         prompts=("validation", "paraphrase"),
         steps=500,
-    ),
-    "learning": Study(
-        "What should eight more minutes of training see, and minimise?",
-        BASE,
-        (
-            Variant("16 clips and 8 images", MINUTES),
-            Variant("4 clips and 128 images", {**MINUTES, **IMAGES}),
-            Variant("error of v", {**MINUTES, "stage.weighting": "v_mse"}),
-            Variant("min-SNR weighting", {**MINUTES, "stage.weighting": "min_snr"}),
-        ),
-        prompts=("validation", "held_out"),
-        steps=100_000,
     ),
     "words_and_solids": Study(
         "Does the whole cascade write words letter by letter, and turn solids? (paper, figures 2, 7, 8: it does)",

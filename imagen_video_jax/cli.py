@@ -1,4 +1,4 @@
-"""`imagen-video COMMAND`: parsing and one-line errors; what a command takes and does is in commands/COMMAND.py."""
+"""`imagen-video COMMAND`: which there are, and parsing; what a command takes and does is in commands/COMMAND.py."""
 
 import argparse
 import sys

@@ -26,6 +26,7 @@ import numpy as np
 from experiments.studies.samples import kept_videos, values_of
 from experiments.studies.variants import STUDIES, Study, Variant
 from imagen_video_jax import configs, storage
+from imagen_video_jax.bundle import CHECKSUMS
 from imagen_video_jax.cascade import Cascade
 from imagen_video_jax.cascade_file import Member
 from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
@@ -89,7 +90,8 @@ class Runs:
 
     def result(self, variant: Variant, seed: int) -> dict:
         """Values per prompt of one run, made where they are missing."""
-        key = digest_of(self.scale, self.study.stage, self.training(variant, seed), dict(variant.sampler))
+        training = self.training(variant, seed)
+        key = digest_of(self.scale, self.study.stage, training, dict(variant.sampler), self.shipped_sums)
         name = f"{variant.name.replace(' ', '_')}-seed{seed}-{key}"
         file = self.own / "results" / f"{name}-{self.study.videos}.json"
         if file.exists():
@@ -98,35 +100,47 @@ class Runs:
         if self.study.steps and not variant.real:
             members = [*cascade.members[:index], self.trained(variant, seed)]
             cascade = Cascade(members, encoder=cascade.encoder)
-        stage = cascade.members[index].stage.config
-        size = (stage.frames, stage.height, stage.width, stage.fps)
         found: dict = {"variant": variant.name, "seed": seed, "steps": self.study.steps, "values": {}}
         for split in self.study.prompts:
             prompts = prompts_of(split, self.study.videos)
-            if variant.real:
-                videos = [scenes.rendered(scene, size) for scene in prompts.scenes]
-            else:
-                inputs = self.inputs(prompts, index, seed, split)
-                sample = sampler_of(cascade, index, prompts, seed, inputs, dict(variant.sampler))
-                title = f"{variant.name}, seed {seed}: {split}"
-                videos = kept_videos(sample, self.study.videos, BATCH, self.own / "videos" / name / split, title)
+            videos = self.videos(variant, seed, split, prompts, cascade, self.own / "videos" / name / split)
             found["values"][split] = values_of(videos, prompts.labels)
-            show(videos[:SHOWN], stage.fps, self.own / "shown" / name / split)
+            show(videos[:SHOWN], cascade.members[index].stage.config.fps, self.own / "shown" / name / split)
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(file, found)
         return found
+
+    def videos(self, variant: Variant, seed: int, split: str, prompts: scenes.Prompts, cascade: Cascade, folder):
+        """What the compared stage of `cascade` makes of the prompts, kept in `folder`; or the scenes as drawn."""
+        index = self.shipped.position(self.study.stage)
+        if variant.real:
+            stage = cascade.members[index].stage.config
+            size = (stage.frames, stage.height, stage.width, stage.fps)
+            return [scenes.rendered(scene, size) for scene in prompts.scenes]
+        inputs = self.inputs(prompts, index, seed, split)
+        sample = sampler_of(cascade, index, prompts, seed, inputs, dict(variant.sampler))
+        return kept_videos(sample, self.study.videos, BATCH, folder, f"{variant.name}, seed {seed}: {split}")
 
     @functools.cached_property
     def shipped(self) -> Cascade:
         return Cascade.load(miniature())
 
+    @functools.cached_property
+    def shipped_sums(self) -> str:
+        """Which bundle the package comes with: what was made with another one is made again."""
+        return digest_of((miniature() / CHECKSUMS).read_text())
+
     def training(self, variant: Variant, seed: int) -> dict[str, str]:
         """The fields of its training config that are not those of the experiment file."""
         return {**self.fields, **variant.fields, "steps": str(self.study.steps), "seed": str(seed)}
 
+    def workdir(self, fields: dict[str, str]) -> pathlib.Path:
+        start = [self.shipped_sums] if "init_from" in fields else []
+        return self.out / "runs" / f"{self.study.stage}-{digest_of(self.scale, sorted(fields.items()), *start)}"
+
     def trained(self, variant: Variant, seed: int) -> Member:
         stage, fields = self.study.stage, self.training(variant, seed)
-        workdir = self.out / "runs" / f"{stage}-{digest_of(self.scale, sorted(fields.items()))}"
+        workdir = self.workdir(fields)
         overrides = [f"{configs.PREFIX}{name}={value}" for name, value in fields.items()]
         config = configs.training(f"experiments/{stage}.py:{self.scale}", overrides)
         print(f"{variant.name}, seed {seed}: {config.steps} updates in {workdir}", flush=True)
@@ -144,7 +158,7 @@ class Runs:
         def sample(begin: int, end: int) -> np.ndarray:
             return self.shipped.sample(prompts.captions[begin:end], seed=seed, first=begin, stop=index)
 
-        folder = self.out / "inputs" / f"{self.study.stage}-seed{seed}" / split
+        folder = self.out / "inputs" / f"{self.study.stage}-seed{seed}-{self.shipped_sums}" / split
         return kept_videos(sample, len(prompts.captions), BATCH, folder, f"inputs, seed {seed}: {split}")
 
 

@@ -4,8 +4,8 @@
 
 Scenes of the validation split, drawn at each stage's size, with fixed noise of several log-SNRs; mean squared error of
 the network's estimate in [-1, 1], beside that of taking the noisy video itself, exp(-log-SNR). A network that does all
-it could falls towards 0 with the noise. Where its error stays at a floor instead, that floor is what it has no room to
-carry from its input to its output, and no training of the same network will make its samples sharper than that.
+it could falls towards 0 with the noise. Where its error stays at a floor instead, it does not carry from its input to
+its output what it is shown, for want of room or of training there; no sampler makes its samples sharper than that.
 """
 
 import argparse

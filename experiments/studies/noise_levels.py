@@ -19,6 +19,7 @@ from imagen_video_jax.batch import Batch
 from imagen_video_jax.cascade import Cascade, fit_length
 from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.diffusion import gaussian
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import scenes
 from imagen_video_jax.shipped import miniature
 from imagen_video_jax.stages.stage import Stage
@@ -33,6 +34,9 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=0, help="only the first so many")
     parser.add_argument("--clips", type=int, default=32)
     arguments = parser.parse_args()
+    for name, least in (("stages", 0), ("clips", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     cascade = Cascade.load(arguments.cascade or miniature())
     members = cascade.members[: arguments.stages or None]
     prompts = scenes.prompts_of_scenes("validation", arguments.clips)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from experiments.scales import STAGES
 from experiments.studies.samples import kept_videos, values_of
 from experiments.studies.variants import STUDIES, Study, Variant
 from imagen_video_jax import configs, storage
@@ -127,7 +128,10 @@ class Runs:
 
     @functools.cached_property
     def shipped_sums(self) -> str:
-        """Which bundle the package comes with: what was made with another one is made again."""
+        """Which bundle the package comes with: what was made with another one is made again. Nothing where a base is
+        trained, which takes nothing from it."""
+        if self.study.steps and self.study.stage == STAGES[0]:
+            return ""
         return digest_of((miniature() / CHECKSUMS).read_text())
 
     def training(self, variant: Variant, seed: int) -> dict[str, str]:
@@ -135,8 +139,7 @@ class Runs:
         return {**self.fields, **variant.fields, "steps": str(self.study.steps), "seed": str(seed)}
 
     def workdir(self, fields: dict[str, str]) -> pathlib.Path:
-        start = [self.shipped_sums] if "init_from" in fields else []
-        return self.out / "runs" / f"{self.study.stage}-{digest_of(self.scale, sorted(fields.items()), *start)}"
+        return self.out / "runs" / f"{self.study.stage}-{digest_of(self.scale, sorted(fields.items()))}"
 
     def trained(self, variant: Variant, seed: int) -> Member:
         stage, fields = self.study.stage, self.training(variant, seed)

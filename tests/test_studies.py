@@ -111,6 +111,18 @@ def test_a_study_is_made_once_and_remade_from_what_is_kept(tmp_path, monkeypatch
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if path.name != "table.json"} == kept
 
 
+def test_stages_whose_videos_are_drawn_are_not_sampled(tmp_path):
+    second = Study("?", "temporal_sr_32f_24x40", (), steps=0, videos=2)
+    runs, prompts = compare.Runs(second, tmp_path, tmp_path / "own", "mini", {}), compare.prompts_of("solids", 2)
+    inputs = runs.inputs(Variant("a perfect base", drawn=1), prompts, 1, 0, "solids")
+    assert [video.shape for video in inputs] == [(8, 12, 20, 3)] * 2
+    videos = runs.videos(Variant("real clips", drawn=7), 0, "solids", prompts, runs.shipped, tmp_path)
+    assert [video.shape for video in videos] == [(16, 12, 20, 3)] * 2
+    # Both show the same scene, the stage's video twice as often.
+    np.testing.assert_array_equal(np.stack(videos)[:, ::2], np.stack(inputs))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("prediction", ["x", "v"])
 def test_an_untrained_networks_error_at_each_noise_level_is_what_its_output_of_zero_means(prediction):
     fields = [f"--config.stage.prediction={prediction}"]

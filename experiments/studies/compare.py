@@ -92,13 +92,14 @@ class Runs:
     def result(self, variant: Variant, seed: int) -> dict:
         """Values per prompt of one run, made where they are missing."""
         training = self.training(variant, seed)
-        key = digest_of(self.scale, self.study.stage, training, dict(variant.sampler), self.shipped_sums)
+        of = [self.scale, self.study.stage, training, dict(variant.sampler), self.shipped_sums]
+        key = digest_of(*of, *([variant.drawn] if variant.drawn else []))
         name = f"{variant.name.replace(' ', '_')}-seed{seed}-{key}"
         file = self.own / "results" / f"{name}-{self.study.videos}.json"
         if file.exists():
             return storage.read_json(file)
         cascade, index = self.shipped, self.shipped.position(self.study.stage)
-        if self.study.steps and not variant.real:
+        if self.study.steps:
             members = [*cascade.members[:index], self.trained(variant, seed)]
             cascade = Cascade(members, encoder=cascade.encoder)
         found: dict = {"variant": variant.name, "seed": seed, "steps": self.study.steps, "values": {}}
@@ -114,11 +115,9 @@ class Runs:
     def videos(self, variant: Variant, seed: int, split: str, prompts: scenes.Prompts, cascade: Cascade, folder):
         """What the compared stage of `cascade` makes of the prompts, kept in `folder`; or the scenes as drawn."""
         index = self.shipped.position(self.study.stage)
-        if variant.real:
-            stage = cascade.members[index].stage.config
-            size = (stage.frames, stage.height, stage.width, stage.fps)
-            return [scenes.rendered(scene, size) for scene in prompts.scenes]
-        inputs = self.inputs(prompts, index, seed, split)
+        if variant.drawn > index:
+            return self.drawn(prompts, index)
+        inputs = self.inputs(variant, prompts, index, seed, split)
         sample = sampler_of(cascade, index, prompts, seed, inputs, dict(variant.sampler))
         return kept_videos(sample, self.study.videos, BATCH, folder, f"{variant.name}, seed {seed}: {split}")
 
@@ -153,15 +152,27 @@ class Runs:
         made = Stage(found.stage)
         return Member(made, weights_of(found.path, stage, made.network.abstract), str(found.path))
 
-    def inputs(self, prompts: scenes.Prompts, index: int, seed: int, split: str):
+    def drawn(self, prompts: scenes.Prompts, index: int) -> list[np.ndarray]:
+        """The scenes at the size of a stage's videos."""
+        stage = self.shipped.members[index].stage.config
+        return [
+            scenes.rendered(scene, (stage.frames, stage.height, stage.width, stage.fps)) for scene in prompts.scenes
+        ]
+
+    def inputs(self, variant: Variant, prompts: scenes.Prompts, index: int, seed: int, split: str):
         """What the shipped stages before give, one video per prompt; None for the base."""
-        if not index:
-            return None
+        start = variant.drawn
+        scenes_drawn = self.drawn(prompts, start - 1) if start else None
+        if start == index:
+            return scenes_drawn
 
         def sample(begin: int, end: int) -> np.ndarray:
-            return self.shipped.sample(prompts.captions[begin:end], seed=seed, first=begin, stop=index)
+            given = np.stack(scenes_drawn[begin:end]) if start else None
+            captions = prompts.captions[begin:end]
+            return self.shipped.sample(captions, seed=seed, first=begin, start=start, stop=index, video_BTHWC=given)
 
-        folder = self.out / "inputs" / f"{self.study.stage}-seed{seed}-{self.shipped_sums}" / split
+        after = f"-drawn{start}" if start else ""
+        folder = self.out / "inputs" / f"{self.study.stage}{after}-seed{seed}-{self.shipped_sums}" / split
         return kept_videos(sample, len(prompts.captions), BATCH, folder, f"inputs, seed {seed}: {split}")
 
 

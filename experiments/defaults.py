@@ -86,9 +86,11 @@ def training(name: str, scale: str) -> ConfigDict:
             "blank_image": False,
             "prediction": "x" if miniature else "v",
             "residual": miniature and not base,
-            # The paper's loss is the epsilon error of a v network.
-            "weighting": "x_mse" if miniature else "eps_mse",
-            "sigmoid_bias": 0.0,
+            # The paper's loss is the epsilon error of a v network. An error of x in strong noise is mostly of what no
+            # network can know, such as a background that the caption does not name: the mini base, which starts from
+            # one that learnt the rest, counts it the less the stronger the noise is (below a log-SNR of -2).
+            "weighting": "sigmoid" if scale == "mini" and base else "x_mse" if miniature else "eps_mse",
+            "sigmoid_bias": -2.0 if scale == "mini" and base else 0.0,
             "text_drop": 0.1,
             "text_noise": 0.0,
             "augmentation_max": 0.1 if miniature else 1.0,

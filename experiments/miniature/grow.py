@@ -18,6 +18,7 @@ SMALL = {
     "stage.network.text_attention": "(True,True)",
     "stage.network.temporal": "(attention,attention)",
     "stage.schedule.shift": "-2.0",
+    "stage.weighting": "x_mse",
 }
 # What the parts of the smaller network are called in the larger one; those that have no level keep their names.
 _LOWER = {

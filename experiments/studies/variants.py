@@ -90,6 +90,11 @@ STUDIES = {
             Variant("twice as wide", _wide("(96,192)", "384")),
         ),
     ),
+    "weighting": Study(
+        "Should an error of x count less the stronger the noise is (sigmoid weighting, Kingma & Gao 2023)?",
+        BASE,
+        (SMALL_BASE, Variant("less in strong noise", {**SMALL, "stage.weighting": "sigmoid"})),
+    ),
     "guidance": Study(
         "How much guidance, clipped how, steady or oscillating? (paper, section 3.4: much, dynamically, oscillating)",
         BASE,

@@ -2,8 +2,8 @@
 
     python -m experiments.miniature.build --work out/miniature [--out imagen_video_jax/miniature]
 
-Renders 4096 clips and 24576 images of motion_shapes, trains the seven mini stages on them (two CPU cores: two hours for
-the base in its two parts, see grow.py, one for the others together), joins them and exports the bundle in bfloat16.
+Renders 4096 clips and 24576 images of motion_shapes, trains the seven mini stages on them (two CPU cores: three hours
+for the base in its two parts, see grow.py, two for the others together), joins them and exports the bundle in bfloat16.
 Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
 elsewhere into its folder in --work.
 """
@@ -31,9 +31,10 @@ from imagen_video_jax.training.teachers import find_teacher, weights_of
 DATA = {"train": (4096, 24576, 0), "validation": (64, 32, 1)}
 # updates of the smaller base and of each stage, and the stage whose weights it starts from (counted from 1)
 SMALL_STEPS = 4500
-STEPS = (2400, 400, 600, 500, 350, 250, 400)
+STEPS = (5000, 400, 600, 500, 350, 250, 400)
 STARTS = {6: 5, 7: 4}
-LARGE = {"optimizer.learning_rate": "2e-3"}  # of the base that starts from the smaller one
+# of the base that starts from the smaller one
+LARGE = {"optimizer.learning_rate": "2e-3", "image_batch_size": "24", "step.image_weight": "1.0"}
 BUNDLE = pathlib.Path(__file__).parents[2] / "imagen_video_jax" / "miniature"
 TITLE = "The miniature of imagen_video_jax"
 ABOUT = """

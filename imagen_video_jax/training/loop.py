@@ -166,8 +166,7 @@ class _Run:
                 with Ahead(lambda: self._next_batch(batches)) as ahead:
                     return self._steps(state, batches, ahead)
             finally:
-                if distributed.is_first():
-                    report_clips(self.workdir, batches.values())
+                report_clips(self.workdir, batches.values(), jax.process_index())
 
     def _next_batch(self, batches: dict) -> dict:
         return {kind: partitioning.put_batch(self.mesh, next(stream)) for kind, stream in batches.items()}

@@ -18,10 +18,11 @@ from imagen_video_jax.data.batches import Batches
 LOSSES = ("train", "held_out")  # kinds of rows that have a loss: those of metrics.jsonl
 
 
-def report_clips(workdir: pathlib.Path, streams: Iterable[Batches]) -> None:
+def report_clips(workdir: pathlib.Path, streams: Iterable[Batches], process: int) -> None:
     """Lists the clips that this process could not use or made longer, and why, in DIR/unusable.jsonl; prints a line.
 
-    What earlier runs in the folder found stays listed.
+    What earlier runs in the folder found stays listed. Each process of a job sees clips of its own, and after the first
+    they write DIR/unusable-PROCESS.jsonl.
     """
     rows = {}
     for stream in streams:
@@ -30,7 +31,7 @@ def report_clips(workdir: pathlib.Path, streams: Iterable[Batches]) -> None:
             rows[path] = {"path": path, "what": "last frame repeated", "reason": text}
     if not rows:
         return
-    path = workdir / "unusable.jsonl"
+    path = workdir / (f"unusable-{process}.jsonl" if process else "unusable.jsonl")
     known = {row["path"]: row for row in _rows(path)}
     try:
         storage.write_text(path, "".join(json.dumps(row) + "\n" for row in (known | rows).values()))

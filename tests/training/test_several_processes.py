@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from imagen_video_jax import checkpoint
 from imagen_video_jax.data.embed_captions import embed_captions
-from imagen_video_jax.training.metrics import read_rows
+from imagen_video_jax.training.metrics import read_rows, report_clips
 from imagen_video_jax.video import isolated
 from imagen_video_jax.video.files import write_video
 from tests.processes import ended, start
@@ -127,3 +128,12 @@ def test_a_sigterm_to_one_process_stops_all_at_the_same_step(folder, tmp_path, m
     (step,) = checkpoint.committed_steps(tmp_path / "run" / "checkpoints")
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert rows[-1]["step"] == step >= 3
+
+
+def test_each_process_lists_the_clips_that_it_could_not_use(tmp_path):
+    for process in (0, 1, 0):
+        stream = types.SimpleNamespace(skipped={f"{process}.mp4": "broken"}, repeated={"short.mp4": "of 3 frames"})
+        report_clips(tmp_path, [stream], process)
+    for process, name in enumerate(("unusable.jsonl", "unusable-1.jsonl")):
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert [row["path"] for row in rows] == [f"{process}.mp4", "short.mp4"]

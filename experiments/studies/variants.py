@@ -45,7 +45,7 @@ class Study:
     variants: tuple[Variant, ...]
     measures: tuple[str, ...] = ("all", "colour", "shape", "motion")
     prompts: tuple[str, ...] = ("validation",)
-    steps: int = 500
+    steps: int = 2000
     videos: int = 128
 
 

@@ -48,6 +48,9 @@ def test_prompts_that_ask_for_nothing_do_not_count():
     first, other = result([1.0, None, 0.0]), result([1.0, None, 1.0])
     assert compared([first], [first])["mean"] == 0.5
     assert compared([first], [other])["difference"] == 0.5
+    nothing = compared([result([None, None])], [result([None, None])])
+    assert nothing == {"mean": None}
+    assert compare.cell_of(nothing, share=True) == ""
 
 
 def test_the_judge_reads_real_scenes_as_they_are_and_styled_ones_move_in_their_style():

@@ -232,7 +232,8 @@ def table_of(study: Study, results: dict[str, list[dict]]) -> list[dict]:
 
 
 def compared(measure: str, split: str, first: Sequence[dict], own: Sequence[dict]) -> dict:
-    """Mean, difference to the first variant with its interval, and the range of the seeds' differences."""
+    """Mean, difference to the first variant with its interval, and the range of the seeds' differences; no mean where
+    none of the prompts asks for it."""
 
     def values(result: dict) -> np.ndarray:
         return np.array([np.nan if v is None else v for v in result["values"][split][measure]], np.float64)
@@ -240,8 +241,8 @@ def compared(measure: str, split: str, first: Sequence[dict], own: Sequence[dict
     one, other = (np.stack([values(result) for result in results]) for results in (first, own))
     asked = ~np.isnan(other[0])
     difference_SN = (other - one)[:, asked]
-    found = {"mean": float(other[:, asked].mean())}
-    if own is first:
+    found = {"mean": float(other[:, asked].mean()) if asked.any() else None}
+    if own is first or not asked.any():
         return found
     seeds = difference_SN.mean(1)
     return found | {
@@ -261,7 +262,9 @@ def markdown(study: Study, results: dict[str, list[dict]]) -> str:
 
 
 def cell_of(found: dict, *, share: bool) -> str:
-    """E.g. "47%, -9 (-14 to -4; seeds -11 to -7)": points for shares, grey levels otherwise."""
+    """E.g. "47%, -9 (-14 to -4; seeds -11 to -7)": points for shares, grey levels otherwise; empty for no mean."""
+    if found["mean"] is None:
+        return ""
     scale, form = (100, ".0f") if share else (1, ".2f")
     text = format(scale * found["mean"], form) + ("%" if share else "")
     if "difference" not in found:
@@ -270,7 +273,8 @@ def cell_of(found: dict, *, share: bool) -> str:
     sign = "" if low > 0 or high < 0 else "= "
     values = [found["difference"], low, high, *seeds]
     more, low, high, least, most = (format(scale * value, "+" + form) for value in values)
-    return f"{text}, {sign}{more} ({low} to {high}; seeds {least} to {most})"
+    of_seeds = f"; seeds {least} to {most}" if seeds[0] < seeds[1] else ""
+    return f"{text}, {sign}{more} ({low} to {high}{of_seeds})"
 
 
 if __name__ == "__main__":

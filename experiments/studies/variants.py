@@ -51,7 +51,6 @@ class Study:
 
 BASE, SPATIAL, LAST = "base_16f_24x40", "spatial_sr_32f_48x80", "spatial_sr_128f_768x1280"
 AS_IT_IS = Variant("as it is")
-SMALL_BASE = Variant("as it is", SMALL)
 
 
 def _wide(channels: str, embedding: str) -> dict[str, str]:
@@ -70,14 +69,14 @@ STUDIES = {
         (
             Variant("v", {**SMALL, "stage.prediction": "v", "stage.weighting": "eps_mse"}),
             Variant("epsilon", {**SMALL, "stage.prediction": "eps", "stage.weighting": "eps_mse"}),
-            SMALL_BASE,  # x
+            Variant("x", SMALL),
         ),
         measures=("all", "colour", "shape", "motion", "pixels_colour_drift", "pixels_flicker"),
     ),
     "joint": Study(
         "Do images beside the videos help? (paper, section 2.5: they do, and their styles carry over to videos)",
         BASE,
-        (SMALL_BASE, Variant("videos only", {**SMALL, "image_batch_size": "0"})),
+        (Variant("videos and images", SMALL), Variant("videos only", {**SMALL, "image_batch_size": "0"})),
         measures=("all", "colour", "shape", "motion", "style"),
         prompts=("validation", "styled"),
     ),
@@ -85,7 +84,7 @@ STUDIES = {
         "Is a larger base better? (paper, figure 11: it is, up to the largest)",
         BASE,
         (
-            SMALL_BASE,
+            Variant("as it is", SMALL),
             Variant("half as wide", _wide("(24,48)", "96")),
             Variant("twice as wide", _wide("(96,192)", "384")),
         ),
@@ -93,7 +92,10 @@ STUDIES = {
     "weighting": Study(
         "Should an error of x count less the stronger the noise is (sigmoid weighting, Kingma & Gao 2023)?",
         BASE,
-        (SMALL_BASE, Variant("less in strong noise", {**SMALL, "stage.weighting": "sigmoid"})),
+        (
+            Variant("alike in all noise", SMALL),
+            Variant("less in strong noise", {**SMALL, "stage.weighting": "sigmoid"}),
+        ),
     ),
     "guidance": Study(
         "How much guidance, clipped how, steady or oscillating? (paper, section 3.4: much, dynamically, oscillating)",
@@ -109,7 +111,7 @@ STUDIES = {
     "text_noise": Study(
         "Does noise on the text tokens help with words that no caption uses?",
         BASE,
-        (SMALL_BASE, Variant("with noise 1", {**SMALL, "stage.text_noise": "1.0"})),
+        (Variant("without noise", SMALL), Variant("with noise 1", {**SMALL, "stage.text_noise": "1.0"})),
         prompts=("validation", "paraphrase"),
     ),
     "words_and_solids": Study(

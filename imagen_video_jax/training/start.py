@@ -44,7 +44,8 @@ def start_state(
     """The state in the checkpoint of `meta`; without one a new state, laid out over the mesh."""
     abstract = abstract_state(stage, direction(config.optimizer), mesh)
     if meta is not None:
-        return dataclasses.replace(_restored(abstract, meta), frozen=objective.frozen(mesh))
+        state = dataclasses.replace(_restored(abstract, meta), frozen=objective.frozen(mesh))
+        return dataclasses.replace(state, guard=guard.initial()) if rate_changes(meta["config"], config) else state
     init = jax.jit(
         lambda key: initial_state(stage, direction(config.optimizer), key),
         out_shardings=shardings_of(abstract),
@@ -58,6 +59,16 @@ def start_state(
         params = initial_params(config.init_from, config.stage.name, abstract.params)
         state = _starting_from(params, state)
     return dataclasses.replace(state, frozen=objective.frozen(mesh))
+
+
+def rate_changes(before: dict, config: TrainConfig) -> bool:
+    """Whether a run of config `before` (nested dicts) goes on at another learning rate than it stopped at.
+
+    A run that had cooled down and is made longer starts again at a high rate, and its gradients grow with it: for the
+    guard, which knows those of the end, each would be a spike.
+    """
+    lengths = [(before.get(name), getattr(config, name)) for name in ("steps", "max_seconds")]
+    return config.optimizer.decay != "constant" and any(old != new for old, new in lengths)
 
 
 def _restored(abstract: TrainState, meta: dict) -> TrainState:

@@ -7,7 +7,8 @@ import pytest
 
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.training.optimizer import OptimizerConfig
-from imagen_video_jax.training.resume import check_goes_on, identity
+from imagen_video_jax.training.resume import as_dict, check_goes_on, identity
+from imagen_video_jax.training.start import rate_changes
 from imagen_video_jax.training.train_config import TrainConfig
 from tests.stages.stage_kinds import NAMES, tiny
 
@@ -36,3 +37,11 @@ def test_a_setting_that_is_new_had_its_default_before():
 def test_a_setting_that_is_no_more_is_named():
     with pytest.raises(UserError, match=r"stage\.old: 3 -> None"):
         goes_on(identity(CONFIG) | {"stage.old": 3}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "changes"), [("cosine", 7, True), ("cosine", 6, False), ("constant", 7, False)]
+)
+def test_only_a_run_whose_rate_jumps_gets_a_new_guard(decay, steps, changes):
+    config = dataclasses.replace(CONFIG, steps=6, optimizer=OptimizerConfig(decay=decay))
+    assert rate_changes(as_dict(config), dataclasses.replace(config, steps=steps)) == changes

@@ -1,0 +1,78 @@
+"""Training from the device's memory: every example with its own caption, and the same run however often it stops."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.miniature import resident
+from imagen_video_jax import checkpoint
+from imagen_video_jax.data.embed_captions import embed_data
+from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.errors import UserError
+from imagen_video_jax.partitioning import MeshShape
+from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training.inputs import Inputs
+from imagen_video_jax.training.optimizer import OptimizerConfig
+from imagen_video_jax.training.teachers import find_teacher, weights_of
+from imagen_video_jax.training.train_config import TrainConfig
+from tests.stages.stage_kinds import NAMES, smallest
+from tests.text.fake_encoder import WIDTH, FakeEncoder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("resident")
+    write_motion_shapes(folder / "data", clips=5, images=4, seed=0, frames=32, height=12, width=20, workers=1)
+    stage = smallest(NAMES[0])
+    stage = dataclasses.replace(stage, network=dataclasses.replace(stage.network, text_width=WIDTH))
+    embed_data([str(folder / "data")], folder / "embeddings", FakeEncoder(max_length=12))
+    return TrainConfig(
+        stage,
+        scale="tiny",
+        data=str(folder / "data"),
+        embeddings=str(folder / "embeddings"),
+        batch_size=3,
+        image_batch_size=2,
+        steps=4,
+        checkpoint_every=2,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=1),
+        mesh=MeshShape(data=1),
+    )
+
+
+def test_every_example_is_drawn_with_one_of_its_own_captions(config):
+    inputs = Inputs(config)
+    examples, texts = resident.read(config, inputs)
+    assert {kind: held.video_NTHWC.shape[:2] for kind, held in examples.items()} == {"video": (5, 4), "image": (4, 1)}
+    for kind, of in (("video", inputs.source.videos), ("image", inputs.source.images)):
+        batch = examples[kind].draw(jax.device_put(texts), jax.random.key(0), 64).check()
+        assert set(np.asarray(batch.id_B)) == set(range(len(of)))
+        said = set()
+        for number, text_LD, mask_L in zip(*map(np.asarray, (batch.id_B, batch.text_BLD, batch.text_mask_BL))):
+            own = {inputs.embeddings.lookup(caption).tobytes() for caption in of[number].captions}
+            assert text_LD[mask_L].tobytes() in own
+            assert not text_LD[~mask_L].any()
+            said.add(text_LD.tobytes())
+        assert len(said) > len(of), "more than one caption of an example is used"
+
+
+def test_stopped_and_run_again_it_is_the_same_run(config, tmp_path):
+    def params_after(*lengths: int) -> dict[str, bytes]:
+        workdir = tmp_path / "-".join(map(str, lengths))
+        for steps in lengths:
+            resident.train(dataclasses.replace(config, steps=steps), workdir, updates=2)
+        found = find_teacher(str(workdir), config.stage.name)
+        weights = weights_of(found.path, config.stage.name, Stage(found.stage).network.abstract)
+        return {name: np.asarray(leaf).tobytes() for name, leaf in checkpoint.flatten(weights).items()}
+
+    whole, two, first = params_after(4), params_after(2, 4), params_after(2)
+    assert whole == two
+    assert whole != first
+
+
+def test_steps_that_are_no_multiple_of_a_call_are_refused(config, tmp_path):
+    with pytest.raises(UserError, match="multiple of the 3 updates of a call, got 4"):
+        resident.train(config, tmp_path / "new", updates=3)
+    assert not (tmp_path / "new").exists()

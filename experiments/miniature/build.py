@@ -2,8 +2,9 @@
 
     python -m experiments.miniature.build --work out/miniature [--out imagen_video_jax/miniature]
 
-Renders 4096 clips and 24576 images of motion_shapes, trains the seven mini stages on them (two CPU cores: three hours
-for the base in its two parts, see grow.py, two for the others together), joins them and exports the bundle in bfloat16.
+Renders 16384 clips and 24576 images of motion_shapes, trains the seven mini stages on them, joins them and exports the
+bundle in bfloat16. On two CPU cores the base takes three hours in its two parts (grow.py) and the others two together;
+the last --finish updates of the base, which teach it to draw, want a GPU (resident.py: six minutes of an H100).
 Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
 elsewhere into its folder in --work.
 """
@@ -13,10 +14,10 @@ import dataclasses
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from experiments import scales
-from experiments.miniature import grow
+from experiments.miniature import grow, resident
 from imagen_video_jax import configs
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
@@ -28,13 +29,16 @@ from imagen_video_jax.training.step import OWN_LOSS, Objective
 from imagen_video_jax.training.teachers import find_teacher, weights_of
 
 # clips, images and seed of each split: those of the embedded default set, more of them
-DATA = {"train": (4096, 24576, 0), "validation": (64, 32, 1)}
+DATA = {"train": (16384, 24576, 0), "validation": (64, 32, 1)}
 # updates of the smaller base and of each stage, and the stage whose weights it starts from (counted from 1)
 SMALL_STEPS = 4500
 STEPS = (5000, 400, 600, 500, 350, 250, 400)
 STARTS = {6: 5, 7: 4}
 # of the base that starts from the smaller one
 LARGE = {"optimizer.learning_rate": "2e-3", "image_batch_size": "24", "step.image_weight": "1.0"}
+# of its last updates, and how many
+FINISHED = LARGE | {"batch_size": "64", "image_batch_size": "96"}
+FINISH = 30_000
 BUNDLE = pathlib.Path(__file__).parents[2] / "imagen_video_jax" / "miniature"
 TITLE = "The miniature of imagen_video_jax"
 ABOUT = """
@@ -50,6 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, metavar="DIR", help="data and stages")
     parser.add_argument("--out", type=pathlib.Path, default=BUNDLE, metavar="BUNDLE", help="replaced where it is there")
+    parser.add_argument(
+        "--finish", type=int, default=FINISH, metavar="UPDATES", help=f"of the base in the end ({FINISH}; 0: none)"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     use_compilation_cache()
@@ -65,6 +72,10 @@ def main() -> None:
         objective = Objective(start=grow.grown(trained(base, work / "0_small_base"))) if name == base else OWN_LOSS
         fields = {"init_from": start, **(LARGE if name == base else {})}
         train_stage(name, workdirs[-1], work / "data", steps=STEPS[number - 1], fields=fields, objective=objective)
+    if arguments.finish:
+        begun, workdirs[0] = workdirs[0], work / f"finished_{base}"
+        fields = FINISHED | {"init_from": str(begun)}
+        train_stage(base, workdirs[0], work / "data", steps=arguments.finish, fields=fields, run=resident.train)
     join([str(folder) for folder in workdirs], work / "cascade.json")
     write_bundle(work, arguments.out)
 
@@ -77,6 +88,7 @@ def train_stage(
     steps: int,
     fields: Mapping[str, str],
     objective: Objective = OWN_LOSS,
+    run: Callable = train,
 ) -> None:
     config = configs.training(f"experiments/{name}.py:mini", [f"{configs.PREFIX}{k}={v}" for k, v in fields.items()])
     config = dataclasses.replace(
@@ -91,7 +103,7 @@ def train_stage(
         keep=2,
     )
     print(f"{name}: {steps} updates", flush=True)
-    train(configs.with_data(config, workdir), workdir, objective=objective)
+    run(configs.with_data(config, workdir), workdir, objective=objective)
 
 
 def trained(name: str, workdir: pathlib.Path):

@@ -1,10 +1,11 @@
 """One study: its variants trained with several seeds, sampled, judged, and compared prompt by prompt.
 
-    python -m experiments.studies.compare STUDY --out out/studies [--seeds 0 1] [--steps N] [--videos N]
+    python -m experiments.studies.compare STUDY --out out/studies [--seeds 0 1] [--steps N] [--videos N] [--resident]
 
 The studies are in `variants.py`. Every run trains in --out/runs (studies share the runs that are the same), leaves its
 videos and its values in --out/STUDY, and is not made again: stop the command at any time and run it again. Stages
 before the one that is compared are those of the cascade that comes with the package, with the same inputs for all.
+--resident trains with the data in the device's memory (../miniature/resident.py): for a GPU.
 
 The table. A variant's value is the mean over prompts and seeds; beside it stands how much more that is than with the
 first variant, with a 95% interval from drawing the prompts again (the same prompt and sampling seed in both, so that
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from experiments.miniature import resident
 from experiments.scales import STAGES
 from experiments.studies.samples import kept_videos, values_of
 from experiments.studies.variants import STUDIES, Study, Variant
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--scale", default="mini", help="of the experiment files")
     parser.add_argument("--data", default="", metavar="SOURCE", help="training data; by default the embedded set")
     parser.add_argument("--validation", default="", metavar="SOURCE")
+    parser.add_argument("--resident", action="store_true", help="train with the data in the device's memory")
     arguments = parser.parse_args()
     keep_freed_memory()
     use_compilation_cache()
@@ -68,7 +71,7 @@ def main() -> None:
     study = dataclasses.replace(study, **changed)
     fields = {name: getattr(arguments, name) for name in ("data", "validation") if getattr(arguments, name)}
     out = storage.writable_folder(arguments.out)
-    runs = Runs(study, out, out / arguments.study, arguments.scale, fields)
+    runs = Runs(study, out, out / arguments.study, arguments.scale, fields, arguments.resident)
     results = {v.name: [runs.result(v, seed) for seed in arguments.seeds] for v in study.variants}
     storage.write_json(out / arguments.study / "table.json", table_of(study, results))
     print(markdown(study, results))
@@ -81,6 +84,7 @@ class Runs:
     Attributes:
       out: folder of all studies; `own` is this one's.
       scale, fields: of every training config.
+      resident: whether a run trains with the data in the device's memory.
     """
 
     study: Study
@@ -88,12 +92,13 @@ class Runs:
     own: pathlib.Path
     scale: str
     fields: dict[str, str]
+    resident: bool = False
 
     def result(self, variant: Variant, seed: int) -> dict:
         """Values per prompt of one run, made where they are missing."""
         training = self.training(variant, seed)
         of = [self.scale, self.study.stage, training, dict(variant.sampler), self.shipped_sums]
-        key = digest_of(*of, *([variant.drawn] if variant.drawn else []))
+        key = digest_of(*of, *([variant.drawn] if variant.drawn else []), *self.kind)
         name = f"{variant.name.replace(' ', '_')}-seed{seed}-{key}"
         file = self.own / "results" / f"{name}-{self.study.videos}.json"
         if file.exists():
@@ -137,8 +142,13 @@ class Runs:
         """The fields of its training config that are not those of the experiment file."""
         return {**self.fields, **variant.fields, "steps": str(self.study.steps), "seed": str(seed)}
 
+    @property
+    def kind(self) -> list[str]:
+        """What tells runs in the device's memory, which see the examples in another order, from the others."""
+        return ["resident"] if self.resident and self.study.steps else []
+
     def workdir(self, fields: dict[str, str]) -> pathlib.Path:
-        return self.out / "runs" / f"{self.study.stage}-{digest_of(self.scale, sorted(fields.items()))}"
+        return self.out / "runs" / f"{self.study.stage}-{digest_of(self.scale, sorted(fields.items()), *self.kind)}"
 
     def trained(self, variant: Variant, seed: int) -> Member:
         stage, fields = self.study.stage, self.training(variant, seed)
@@ -146,7 +156,7 @@ class Runs:
         overrides = [f"{configs.PREFIX}{name}={value}" for name, value in fields.items()]
         config = configs.training(f"experiments/{stage}.py:{self.scale}", overrides)
         print(f"{variant.name}, seed {seed}: {config.steps} updates in {workdir}", flush=True)
-        train(configs.with_data(config, workdir), workdir)
+        (resident.train if self.resident else train)(configs.with_data(config, workdir), workdir)
         jax.clear_caches()  # of a program that no other run has
         found = find_teacher(str(workdir), stage)
         made = Stage(found.stage)

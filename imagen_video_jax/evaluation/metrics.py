@@ -172,7 +172,8 @@ def _similarity(name: str, metric: Metric, real, generated: VideoSet, options: O
     return described(name, retrieval.similarity_scores(generated.features[metric.features], texts))
 
 
-def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Options) -> dict:
+def _precision(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
+    """Share of videos whose caption is found among others; of real ones of the same captions, too."""
     captions = list(generated.captions)
     different = len(set(captions))
     if different < 2:
@@ -183,8 +184,14 @@ def _precision(name: str, metric: Metric, real, generated: VideoSet, options: Op
             f"{name}: {different} different captions, so each is found among {pool}, not {options.pool}"
         )
     texts = options.text[metric.features](captions)
-    found = retrieval.r_precision(generated.features[metric.features], texts, captions, pool=pool)
-    return described(name, found) | {f"{name}_pool": pool}
+
+    def precision(videos: VideoSet) -> np.ndarray:
+        return retrieval.r_precision(videos.features[metric.features], texts, captions, pool=pool)
+
+    found = described(name, precision(generated)) | {f"{name}_pool": pool}
+    if real is not None and list(real.captions) == captions and metric.features in real.features:
+        found |= described(f"{name}_real", precision(real))
+    return found
 
 
 def _judge(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:

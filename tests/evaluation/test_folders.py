@@ -73,6 +73,11 @@ def test_the_scorer_finds_the_captions_of_clips_and_not_those_of_others(world, c
     found = measured(capsys, "--generated", world / "real", "--metrics", names, "--pool", "4")
     assert found["scorer_r_precision"] >= 0.75
     assert 50 < found["scorer_score"] <= 100
+    assert "scorer_r_precision_real" not in found
+    beside = measured(
+        capsys, "--real", world / "real", "--generated", world / "real", "--metrics", names, "--pool", "4"
+    )
+    assert beside["scorer_r_precision_real"] == found["scorer_r_precision"]
 
 
 def line_of(capsys) -> str:

@@ -179,7 +179,7 @@ def read(config: TrainConfig, inputs: Inputs) -> tuple[dict[str, Held], Texts]:
     for kind, of, frames in (("video", inputs.source.videos, stage.train_frames), ("image", inputs.source.images, 1)):
         if of:
             spec = ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short)
-            examples[kind] = held(of, spec, rows, seed=config.seed)
+            examples[kind] = hold(of, spec, rows, seed=config.seed)
     states_ULD = np.zeros((len(rows), stage.text_length, inputs.embeddings.width), jnp.bfloat16)
     mask_UL = np.zeros(states_ULD.shape[:2], bool)
     mask_UL[:, 0] = True
@@ -190,7 +190,7 @@ def read(config: TrainConfig, inputs: Inputs) -> tuple[dict[str, Held], Texts]:
     return examples, Texts(states_ULD, mask_UL)
 
 
-def held(examples: Sequence[Example], spec: ClipSpec, rows: dict[str, int], *, seed: int) -> Held:
+def hold(examples: Sequence[Example], spec: ClipSpec, rows: dict[str, int], *, seed: int) -> Held:
     """Decodes the examples; numbers their captions in `rows`."""
 
     def clip(example: Example) -> np.ndarray:

@@ -13,6 +13,7 @@ from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training import guard
 from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.optimizer import OptimizerConfig
 from imagen_video_jax.training.teachers import find_teacher, weights_of
@@ -72,7 +73,25 @@ def test_stopped_and_run_again_it_is_the_same_run(config, tmp_path):
     assert whole != first
 
 
+def test_a_cooled_run_that_is_made_longer_starts_with_a_new_guard(config, tmp_path):
+    cooled = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay="cosine"))
+    for steps, counted in ((2, 2), (4, 2), (4, 2)):
+        resident.train(dataclasses.replace(cooled, steps=steps), tmp_path, updates=2)
+        newest = checkpoint.require_newest(tmp_path)
+        assert int(newest.name) == steps
+        assert int(checkpoint.restore(newest, "guard", guard.initial())["counted"]) == counted
+
+
 def test_steps_that_are_no_multiple_of_a_call_are_refused(config, tmp_path):
-    with pytest.raises(UserError, match="multiple of the 3 updates of a call, got 4"):
-        resident.train(config, tmp_path / "new", updates=3)
+    for updates in (3, 0, -2):
+        with pytest.raises(UserError, match=f"multiple of the updates of a call, got 4 and {updates}"):
+            resident.train(config, tmp_path / "new", updates=updates)
     assert not (tmp_path / "new").exists()
+
+
+def test_data_without_what_the_batches_ask_for_are_refused(config, tmp_path):
+    config = dataclasses.replace(config, batch_size=0, image_batch_size=2)
+    inputs = Inputs(config)
+    inputs.source = dataclasses.replace(inputs.source, images=())
+    with pytest.raises(UserError, match="holds nothing to train on"):
+        resident.read(config, inputs)

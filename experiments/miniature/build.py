@@ -4,7 +4,8 @@
 
 Renders 16384 clips and 24576 images of motion_shapes, trains the seven mini stages on them, joins them and exports the
 bundle in bfloat16. On two CPU cores the base takes three hours in its two parts (grow.py) and the others two together;
-the last --finish updates of the base, which teach it to draw, want a GPU (resident.py: six minutes of an H100).
+the last --finish updates of the base, which teach it to draw, want a GPU (resident.py: six minutes of an H100), or
+--finish 0.
 Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
 elsewhere into its folder in --work.
 """
@@ -58,6 +59,9 @@ def main() -> None:
         "--finish", type=int, default=FINISH, metavar="UPDATES", help=f"of the base in the end ({FINISH}; 0: none)"
     )
     arguments = parser.parse_args()
+    if arguments.finish < 0:
+        parser.error(f"--finish must be at least 0, got {arguments.finish}")
+    resident.check_calls(arguments.finish, resident.UPDATES)
     keep_freed_memory()
     use_compilation_cache()
     work = arguments.work.absolute()

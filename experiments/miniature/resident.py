@@ -3,9 +3,10 @@
     python -m experiments.miniature.resident --config experiments/base_16f_24x40.py:mini --workdir DIR [--config.F=V]
 
 On a GPU an update of a miniature takes less time than the host needs to read and send its batch. So every clip is
-decoded and cut once and stays on the device, beside the embeddings of all captions; a program makes `--updates` updates
-and draws their batches itself. The update, the config and the checkpoints are those of imagen-video train; only the
-order of the examples is another one: they are drawn with replacement.
+decoded and cut once, at one moment, and stays on the device, beside the embeddings of all captions; a program makes
+`--updates` updates and draws their batches itself, with replacement. The update, the config and the checkpoints are
+those of imagen-video train. What else that does is not here: held-out losses and samples, going back, buckets,
+mixtures, a bad file stepped over, SIGTERM, several devices.
 """
 
 import argparse
@@ -35,9 +36,11 @@ from imagen_video_jax.training.resume import as_dict, code_version, identity
 from imagen_video_jax.training.start import find_start, start_state
 from imagen_video_jax.training.state import SAVED, TrainState
 from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
-from imagen_video_jax.training.train_config import TrainConfig
-from imagen_video_jax.video.reading import read_media
+from imagen_video_jax.training.train_config import TrainConfig, check_divisible
+from imagen_video_jax.video.cover import cover
+from imagen_video_jax.video.reading import Video, read_media
 
+UPDATES = 50  # of one program call
 NULL = ""  # the caption of what has none
 
 
@@ -78,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE.py[:SCALE]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR")
-    parser.add_argument("--updates", type=int, default=50, help="of one program call")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="of one program call")
     arguments, overrides = parser.parse_known_args()
     keep_freed_memory()
     use_compilation_cache()
@@ -86,19 +89,28 @@ def main() -> None:
     train(config, arguments.workdir, updates=arguments.updates)
 
 
-def train(config: TrainConfig, workdir: pathlib.Path, *, objective: Objective = OWN_LOSS, updates: int = 50) -> None:
-    """Trains as `training.loop.train` does, on one device; goes on where a checkpoint in `workdir` is.
+def train(
+    config: TrainConfig, workdir: pathlib.Path, *, objective: Objective = OWN_LOSS, updates: int = UPDATES
+) -> None:
+    """Trains on one device until the config's steps or seconds are used up; goes on where a checkpoint in `workdir` is.
 
-    Raises: UserError where the steps are no multiple of `updates`, a file cannot be read, or training diverges.
+    Raises: UserError for what is not here (see above), where the steps that are left are no multiple of `updates`, a
+      file cannot be read, or training diverges.
     """
-    if config.steps % updates:
-        raise UserError(f"steps must be a multiple of the {updates} updates of a call, got {config.steps}")
+    check_calls(config.steps, updates)
     storage.writable_folder(workdir)
     with storage.directory_lock(workdir):
         meta = find_start(workdir, config)
-        inputs = Inputs(config)
-        inputs.check_text((meta or {}).get("encoder"), workdir)
+        done, before = (meta["step"], meta["seconds"]) if meta else (0, 0.0)
+        if done >= config.steps or (config.max_seconds and before >= config.max_seconds):
+            return
+        check_calls(config.steps - done, updates)
         mesh = partitioning.make_mesh(config.mesh)
+        check_divisible(config, mesh)
+        inputs = Inputs(config)
+        if mesh.size > 1 or config.buckets or len(inputs.source.weights) > 1:
+            raise UserError("one device, one data set and no buckets are what this trains with; use imagen-video train")
+        inputs.check_text((meta or {}).get("encoder"), workdir)
         state = start_state(config, Stage(config.stage), objective, mesh, jax.random.key(config.seed), meta)
         examples, texts = read(config, inputs)
         files = {"weights": config.encoder.weights, "vocabulary": config.encoder.vocabulary}
@@ -110,8 +122,13 @@ def train(config: TrainConfig, workdir: pathlib.Path, *, objective: Objective = 
             trees = {name: getattr(state, name) for name in SAVED}
             checkpoint.save(workdir / "checkpoints", int(state.step), trees, facts, keep=config.keep)
 
-        before = meta["seconds"] if meta else 0.0
         run(config, state, examples, texts, workdir, save, objective=objective, updates=updates, before=before)
+
+
+def check_calls(steps: int, updates: int) -> None:
+    """UserError unless so many steps are whole calls."""
+    if updates < 1 or steps % updates:
+        raise UserError(f"the steps to do must be a multiple of the updates of a call, got {steps} and {updates}")
 
 
 def run(
@@ -123,7 +140,7 @@ def run(
     save: Callable[[TrainState, float], None],
     *,
     objective: Objective = OWN_LOSS,
-    updates: int = 50,
+    updates: int = UPDATES,
     before: float = 0.0,
 ) -> TrainState:
     """Updates until the config's steps or seconds are used up, `before` of them already; `save(state, seconds)` at its
@@ -144,7 +161,7 @@ def run(
             step, seconds = step + updates, time.monotonic() - began
             writer.write(step, values | {"seconds": seconds})
             bar.update(task, completed=step, note=f"loss {values['loss']:.4f}")
-            if step - saved >= config.checkpoint_every:
+            if step - saved >= config.checkpoint_every and not values["skipped_in_a_row"]:
                 save(state, seconds)
                 saved = step
     if saved < step:
@@ -153,33 +170,34 @@ def run(
 
 
 def _many(config: TrainConfig, objective: Objective, updates: int, state, examples, texts, key, progress):
-    """(state, mean metrics) after `updates` updates."""
+    """(state, metrics) after `updates` updates: their means, and the most that did not count in a row."""
     update = make_train_step(Stage(config.stage), config.optimizer, config.step, objective)
     sizes = {"video": config.batch_size, "image": config.image_batch_size}
 
     def one(state, _):
         drawn = jax.random.fold_in(named_key(key, "draw"), state.step)
-        batches = {
-            kind: held.draw(texts, named_key(drawn, kind), sizes[kind])
-            for kind, held in examples.items()
-            if sizes[kind]
-        }
+        batches = {kind: held.draw(texts, named_key(drawn, kind), sizes[kind]) for kind, held in examples.items()}
         return update(state, batches, key, progress)
 
     state, metrics = jax.lax.scan(one, state, None, length=updates)
-    return state, jax.tree.map(lambda values: jnp.mean(values.astype(jnp.float32)), metrics)
+    means = {name: jnp.mean(values) for name, values in metrics.items()}
+    return state, means | {"skipped_in_a_row": jnp.max(metrics["skipped_in_a_row"])}
 
 
 # Reading.
 
 
 def read(config: TrainConfig, inputs: Inputs) -> tuple[dict[str, Held], Texts]:
-    """Everything that the config's data hold, at the size of the stage's clips."""
+    """Everything of the config's data that is trained on, at the size of the stage's clips; UserError for nothing."""
     stage, rows, examples = config.stage, {NULL: 0}, {}
-    for kind, of, frames in (("video", inputs.source.videos, stage.train_frames), ("image", inputs.source.images, 1)):
-        if of:
+    videos = ("video", inputs.source.videos, config.batch_size, stage.train_frames)
+    images = ("image", inputs.source.images, config.image_batch_size, 1)
+    for kind, of, size, frames in (videos, images):
+        if of and size:
             spec = ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short)
             examples[kind] = hold(of, spec, rows, seed=config.seed)
+    if not examples:
+        raise UserError(f"{config.data} holds nothing to train on with these batch sizes")
     states_ULD = np.zeros((len(rows), stage.text_length, inputs.embeddings.width), jnp.bfloat16)
     mask_UL = np.zeros(states_ULD.shape[:2], bool)
     mask_UL[:, 0] = True
@@ -194,7 +212,11 @@ def hold(examples: Sequence[Example], spec: ClipSpec, rows: dict[str, int], *, s
     """Decodes the examples; numbers their captions in `rows`."""
 
     def clip(example: Example) -> np.ndarray:
-        video = read_media(example.media(), covering=(spec.height, spec.width))
+        media = example.media()
+        if isinstance(media, Video):
+            video = Video(cover(media.frames_THWC, height=spec.height, width=spec.width), media.fps)
+        else:
+            video = read_media(media, covering=(spec.height, spec.width))
         return cut_clip(video, spec, np.random.default_rng([seed, example.id]))
 
     most = max(len(example.captions) for example in examples) or 1

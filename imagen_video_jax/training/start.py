@@ -62,7 +62,7 @@ def start_state(
 
 
 def rate_changes(before: dict, config: TrainConfig) -> bool:
-    """Whether a run of config `before` (nested dicts) goes on at another learning rate than it stopped at.
+    """Whether a run of config `before` (nested dicts) may go on at another learning rate than it stopped at.
 
     A run that had cooled down and is made longer starts again at a high rate, and its gradients grow with it: for the
     guard, which knows those of the end, each would be a spike.

@@ -10,7 +10,7 @@ from experiments.miniature import resident
 from imagen_video_jax import checkpoint
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training import guard
@@ -87,6 +87,21 @@ def test_steps_that_are_no_multiple_of_a_call_are_refused(config, tmp_path):
         with pytest.raises(UserError, match=f"multiple of the updates of a call, got 4 and {updates}"):
             resident.train(config, tmp_path / "new", updates=updates)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_whose_updates_do_not_count_ends_and_saves_nothing(config, tmp_path):
+    step = dataclasses.replace(config.step, guard=guard.GuardConfig(in_a_row=2))
+    diverging = dataclasses.replace(config.optimizer, learning_rate=1e38)
+    with pytest.raises(UserError, match="training diverged before step") as raised:
+        resident.train(dataclasses.replace(config, optimizer=diverging, step=step), tmp_path, updates=4)
+    assert raised.value.exit_code == DIVERGED
+    assert not checkpoint.committed_steps(tmp_path / "checkpoints")
+
+
+def test_several_devices_are_refused_with_the_field_to_set(config, tmp_path):
+    several = dataclasses.replace(config, mesh=MeshShape(data=2), batch_size=2)
+    with pytest.raises(UserError, match=r"one device, the mesh has 2; add --config\.mesh\.data=1"):
+        resident.train(several, tmp_path, updates=2)
 
 
 def test_data_without_what_the_batches_ask_for_are_refused(config, tmp_path):

@@ -28,17 +28,16 @@ from imagen_video_jax.batch import Batch
 from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data.clips import ClipSpec, cut_clip
 from imagen_video_jax.data.examples import Example
+from imagen_video_jax.data.loading import decode
 from imagen_video_jax.errors import DIVERGED, UserError
 from imagen_video_jax.stages.stage import Stage, named_key
 from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.metrics import MetricsWriter, progress_bar
-from imagen_video_jax.training.resume import as_dict, code_version, identity
+from imagen_video_jax.training.resume import meta_of
 from imagen_video_jax.training.start import find_start, start_state
 from imagen_video_jax.training.state import SAVED, TrainState
 from imagen_video_jax.training.step import OWN_LOSS, Objective, make_train_step
 from imagen_video_jax.training.train_config import TrainConfig, check_divisible
-from imagen_video_jax.video.cover import cover
-from imagen_video_jax.video.reading import Video, read_media
 
 UPDATES = 50  # of one program call
 NULL = ""  # the caption of what has none
@@ -85,7 +84,9 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     keep_freed_memory()
     use_compilation_cache()
-    config = configs.with_data(configs.training(arguments.config, overrides), arguments.workdir)
+    config = configs.training(arguments.config, overrides)
+    check_calls(config.steps, arguments.updates)  # before data are made for nothing
+    config = configs.with_data(config, arguments.workdir)
     train(config, arguments.workdir, updates=arguments.updates)
 
 
@@ -108,17 +109,16 @@ def train(
         mesh = partitioning.make_mesh(config.mesh)
         check_divisible(config, mesh)
         inputs = Inputs(config)
-        if mesh.size > 1 or config.buckets or len(inputs.source.weights) > 1:
-            raise UserError("one device, one data set and no buckets are what this trains with; use imagen-video train")
+        if mesh.size > 1:
+            raise UserError(f"this trains on one device, the mesh has {mesh.size}; add --config.mesh.data=1")
+        if config.buckets or len(inputs.source.weights) > 1:
+            raise UserError("this knows no buckets and no mixtures of data sets; use imagen-video train")
         inputs.check_text((meta or {}).get("encoder"), workdir)
         state = start_state(config, Stage(config.stage), objective, mesh, jax.random.key(config.seed), meta)
         examples, texts = read(config, inputs)
-        files = {"weights": config.encoder.weights, "vocabulary": config.encoder.vocabulary}
-        encoder = inputs.embeddings.info | files
 
         def save(state: TrainState, seconds: float) -> None:
-            facts = {"identity": identity(config), "seconds": seconds, "config": as_dict(config), "left_out": 0}
-            facts |= {"code": code_version(), "encoder": encoder}
+            facts = meta_of(config, inputs.embeddings.info, seconds=seconds, left_out=0)
             trees = {name: getattr(state, name) for name in SAVED}
             checkpoint.save(workdir / "checkpoints", int(state.step), trees, facts, keep=config.keep)
 
@@ -212,11 +212,7 @@ def hold(examples: Sequence[Example], spec: ClipSpec, rows: dict[str, int], *, s
     """Decodes the examples; numbers their captions in `rows`."""
 
     def clip(example: Example) -> np.ndarray:
-        media = example.media()
-        if isinstance(media, Video):
-            video = Video(cover(media.frames_THWC, height=spec.height, width=spec.width), media.fps)
-        else:
-            video = read_media(media, covering=(spec.height, spec.width))
+        video = decode(example, height=spec.height, width=spec.width, apart=False)
         return cut_clip(video, spec, np.random.default_rng([seed, example.id]))
 
     most = max(len(example.captions) for example in examples) or 1

@@ -109,6 +109,17 @@ class Decoded:
                 self._videos[key] = video
 
 
+def decode(example: Example, *, height: int, width: int, apart: bool) -> Video:
+    """All frames of an example, covering a size; `apart` in a process that may be killed. MediaError where they cannot
+    be had."""
+    media = example.media()
+    if isinstance(media, Video):
+        return Video(cover(media.frames_THWC, height=height, width=width), media.fps)
+    if apart:
+        return isolated.read(media, height=height, width=width)
+    return read_media(media, covering=(height, width))
+
+
 class Loader:
     """Position -> item, for clips of one size. Called from several threads."""
 
@@ -201,18 +212,9 @@ class Loader:
         key = (example, self.spec.height, self.spec.width)
         video = self._kept.get(key)
         if video is None:
-            video = self._decoded(example)
+            video = decode(example, height=self.spec.height, width=self.spec.width, apart=self._apart)
             self._kept.put(key, video)
         return video
-
-    def _decoded(self, example: Example) -> Video:
-        size = {"height": self.spec.height, "width": self.spec.width}
-        media = example.media()
-        if isinstance(media, Video):
-            return Video(cover(media.frames_THWC, **size), media.fps)
-        if self._apart:
-            return isolated.read(media, **size)
-        return read_media(media, covering=(self.spec.height, self.spec.width))
 
     def _text(self, caption: str | None) -> tuple[np.ndarray, np.ndarray]:
         text_LD = np.zeros((self._text_length, self._embeddings.width), np.float32)

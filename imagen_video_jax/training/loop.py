@@ -29,7 +29,7 @@ from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.looking import Looks
 from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar, report_clips
 from imagen_video_jax.training.optimizer import direction
-from imagen_video_jax.training.resume import as_dict, code_version, identity
+from imagen_video_jax.training.resume import meta_of
 from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.start import find_start, start_state
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, shardings_of
@@ -359,10 +359,7 @@ class _Run:
             raise _Diverged(f"the parameters are not finite at step {step}")
         if metrics is not None and int(metrics["skipped_in_a_row"]) and not wait:
             return
-        meta = {"identity": identity(self.config), "seconds": seconds, "config": as_dict(self.config)}
-        meta |= {"left_out": self.left_out, "code": code_version()}
-        files = {"weights": self.config.encoder.weights, "vocabulary": self.config.encoder.vocabulary}
-        meta["encoder"] = self.inputs.embeddings.info | files
+        meta = meta_of(self.config, self.inputs.embeddings.info, seconds=seconds, left_out=self.left_out)
         with self.ledger.during("save"):
             self.safe[step] = self.ledger.saving(step)
             save = self.saver.save if wait else self.saver.start

@@ -58,6 +58,16 @@ def defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from flat(field.default, f"{prefix}{field.name}.")
 
 
+def meta_of(config, encoder: dict, *, seconds: float, left_out: int) -> dict:
+    """What a checkpoint of a run says of it.
+
+    Args: encoder is what its embeddings say of theirs; `left_out` batches were drawn and not trained on.
+    """
+    files = {"weights": config.encoder.weights, "vocabulary": config.encoder.vocabulary}
+    meta = {"identity": identity(config), "seconds": seconds, "config": as_dict(config), "left_out": left_out}
+    return meta | {"code": code_version(), "encoder": encoder | files}
+
+
 def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
     """UserError unless a checkpoint with this `meta` is of the same stage, scale and settings as `config`."""
     # A field that a later version brought had its default before.

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from imagen_video_jax.data import loading
 from imagen_video_jax.data.batches import evaluation_batches, open_batches
 from imagen_video_jax.data.clips import ClipSpec
 from imagen_video_jax.data.loading import Decoded, Loader, Tally
@@ -121,7 +122,7 @@ def test_the_cache_changes_nothing_but_time(examples):
 def test_what_is_decoded_serves_the_next_run_too(examples, monkeypatch):
     decoded = Decoded()
     expected = take(9, examples, decoded=decoded)
-    monkeypatch.setattr(Loader, "_decoded", None)
+    monkeypatch.setattr(loading, "decode", None)
     assert_same(expected, take(9, examples, decoded=decoded))
 
 

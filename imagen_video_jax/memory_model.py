@@ -40,6 +40,9 @@ class _Value:
         return self.roots if self.roots else (self,)
 
 
+NOTHING = _Value(0.0)  # what constants are made of
+
+
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """One equation: what it reads, what it stores, and bytes that it needs only while it runs."""
@@ -102,8 +105,8 @@ def usage_of(
       results: bytes of each result, where they are known otherwise (a sharded gradient).
       share: part of every activation that a chip holds.
     """
-    walk = _Walk(share, size_of)
     arguments = [_Value(size, weight=weight) for size, weight in zip(whole, weights, strict=True)]
+    walk = _Walk(share, size_of, dict(zip(arguments, gathered, strict=True)))
     outputs = walk.run(closed.jaxpr, arguments)
     resized = set()
     for output, size in zip(outputs, results, strict=True):
@@ -112,16 +115,20 @@ def usage_of(
             if size is not None and root not in resized:
                 root.size = size
                 resized.add(root)
-    return Usage(_sweep(walk.steps, dict(zip(arguments, gathered))), walk.moved)
+    return Usage(walk.peak, walk.moved)
 
 
 class _Walk:
-    """Equations -> steps in order."""
+    """Equations -> steps in order. `gathered`: arguments, and the bytes that lie beside each while it is read."""
 
-    def __init__(self, share: float, size_of):
+    def __init__(self, share: float, size_of, gathered: dict[_Value, float]):
         self.steps: list[_Step] = []
         self.moved = 0.0
-        self.share, self.size_of = share, size_of
+        self.share, self.size_of, self.gathered = share, size_of, gathered
+
+    @property
+    def peak(self) -> float:
+        return _sweep(self.steps, self.gathered)
 
     def run(self, jaxpr: core.Jaxpr, arguments: list[_Value]) -> list[_Value]:
         values: dict = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -145,10 +152,12 @@ class _Walk:
         weight = all(value.weight for value in reads)
         sizes = [self._bytes(variable.aval, weight) for variable in equation.outvars]
         roots = tuple({id(root): root for value in reads for root in value.stored if root.size}.values())
-        if name not in STORED and roots and (weight or _total(roots) <= 1.01 * max(sizes)):
-            return [_Value(size, roots=roots, weight=weight) for size in sizes]
+        if name not in STORED and (weight or _total(roots) <= 1.01 * max(sizes)):
+            return [_Value(size, roots=roots or (NOTHING,), weight=weight) for size in sizes]
         writes = tuple(_Value(size, weight=weight) for size in sizes)
-        passing = self._inside(equation, bodies)
+        passing = self._inside(equation, reads, bodies)
+        if bodies:  # which gather what they read themselves
+            roots = tuple(root for root in roots if root not in self.gathered)
         if name in PRODUCTS:
             # What is larger than what it is made of is written out for a product to read.
             spread = _total(value for value in reads if value.roots and value.size > 1.5 * _total(value.roots))
@@ -157,17 +166,19 @@ class _Walk:
         self._append(_Step(roots, writes, passing, in_place=name not in STORED))
         return list(writes)
 
-    def _inside(self, equation, bodies) -> float:
+    def _inside(self, equation, reads: list[_Value], bodies) -> float:
         """The peak inside a loop or a branch, whose own arguments live outside."""
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         peak = 0.0
         for body in bodies if turns else ():
-            inner = _Walk(self.share, self.size_of)
-            arguments = [_Value(self._bytes(variable.aval, False)) for variable in body.invars]
+            given = reads[len(reads) - len(body.invars) :]  # what comes before them is a condition's
+            arguments = [_Value(self._bytes(v.aval, g.weight), weight=g.weight) for v, g in zip(body.invars, given)]
+            gathered = {own: self.gathered.get(outer, 0.0) for own, outer in zip(arguments, given)}
+            inner = _Walk(self.share, self.size_of, gathered)
             for output in inner.run(body, arguments):
                 for root in output.stored:
                     root.last = len(inner.steps)
-            peak = max(peak, _sweep(inner.steps, dict.fromkeys(arguments, 0.0)))
+            peak = max(peak, inner.peak)
             self.moved += inner.moved * turns
         return peak
 

@@ -1,0 +1,53 @@
+"""The analytic model of memory, on programs whose need can be counted by hand (sizes in bytes, no padding)."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from imagen_video_jax import memory_model
+
+N = 64
+SQUARE = N * N * 4.0  # bytes of a float32 array
+
+
+def peak_of(function, count: int, *, weights: int = 0, gathered: float = 0.0) -> float:
+    """Of a function of `count` squares, the first `weights` of which are parameters sharded over many chips."""
+    square = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    given = [index < weights for index in range(count)]
+    usage = memory_model.usage_of(
+        jax.make_jaxpr(function)(*[square] * count),
+        weights=given,
+        whole=[SQUARE] * count,
+        gathered=[gathered * own for own in given],
+        results=[None],
+        size_of=memory_model.plain_bytes,
+    )
+    return usage.peak
+
+
+@pytest.mark.parametrize(
+    ("function", "squares"),
+    [
+        (lambda a, b: a @ b, 1),
+        (lambda a, b: (a @ b) @ b, 2),  # what a product reads lives beside what it makes
+        (lambda a, b: ((a @ b) @ b) @ b, 2),  # and not longer
+        (lambda a, b: jnp.tanh(2.0 * (a @ b)) @ b, 2),  # element-wise values are computed where they are read
+        (lambda a, b: jnp.where(a > 0, a @ b, -1e9) @ b, 2),  # and so are constants
+        (lambda a, b: (a @ b) @ (b @ a), 3),
+    ],
+)
+def test_the_peak_is_what_lives_at_once(function, squares):
+    assert peak_of(function, 2) == squares * SQUARE
+
+
+def test_sharded_weights_are_whole_one_after_the_other_in_a_loop_too():
+    def once(first, second, x):
+        return (x @ first) @ second
+
+    def looped(first, second, x):
+        return jax.lax.scan(lambda x, _: (once(first, second, x), None), x, length=3)[0]
+
+    # A weight beside the input and the product of one layer.
+    assert peak_of(once, 3, weights=2, gathered=SQUARE) == 3 * SQUARE
+    # The loop's result lies beside what its body needs.
+    assert peak_of(looped, 3, weights=2, gathered=SQUARE) == 4 * SQUARE

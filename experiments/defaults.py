@@ -92,7 +92,6 @@ def training(name: str, scale: str) -> ConfigDict:
             "weighting": "sigmoid" if scale == "mini" and base else "x_mse" if miniature else "eps_mse",
             "sigmoid_bias": -2.0 if scale == "mini" and base else 0.0,
             "text_drop": 0.1,
-            "text_noise": 0.0,
             "augmentation_max": 0.1 if miniature else 1.0,
             "augmentation_snr": 20_000.0 if miniature else 5.0,
             # A clip of few pixels and one shape is still told apart in strong noise, where its frames agree on it (-2);

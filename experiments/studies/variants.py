@@ -89,14 +89,6 @@ STUDIES = {
             Variant("twice as wide", _wide("(96,192)", "384")),
         ),
     ),
-    "weighting": Study(
-        "Should an error of x count less the stronger the noise is (sigmoid weighting, Kingma & Gao 2023)?",
-        BASE,
-        (
-            Variant("alike in all noise", SMALL),
-            Variant("less in strong noise", {**SMALL, "stage.weighting": "sigmoid"}),
-        ),
-    ),
     "guidance": Study(
         "How much guidance, clipped how, steady or oscillating? (paper, section 3.4: much, dynamically, oscillating)",
         BASE,
@@ -107,12 +99,6 @@ STUDIES = {
         ),
         measures=("all", "colour", "shape", "motion", "pixels_flicker", "pixels_motion"),
         steps=0,
-    ),
-    "text_noise": Study(
-        "Does noise on the text tokens help with words that no caption uses?",
-        BASE,
-        (Variant("without noise", SMALL), Variant("with noise 1", {**SMALL, "stage.text_noise": "1.0"})),
-        prompts=("validation", "paraphrase"),
     ),
     "words_and_solids": Study(
         "Does the whole cascade write words letter by letter, and turn solids (paper, figures 2, 7, 8: it does), and "

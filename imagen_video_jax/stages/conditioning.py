@@ -20,14 +20,6 @@ def null_text(text_BLD, text_mask_BL):
     return jnp.zeros_like(text_BLD), jnp.broadcast_to(first_L, text_mask_BL.shape)
 
 
-def noise_text(text_BLD, text_mask_BL, *, amount: float, eps_BLD):
-    """Tokens with noise of `amount` times their root mean square (over an example's valid tokens)."""
-    valid_BL1 = text_mask_BL[..., None].astype(text_BLD.dtype)
-    count_B = jnp.maximum(valid_BL1.sum((1, 2)), 1.0) * text_BLD.shape[-1]
-    rms_B = jnp.sqrt(jnp.sum(jnp.square(text_BLD * valid_BL1), axis=(1, 2)) / count_B)
-    return text_BLD + amount * rms_B[:, None, None] * eps_BLD * valid_BL1
-
-
 def drop_text(text_BLD, text_mask_BL, drop_B):
     """Replaces the text of the examples where `drop_B` is True by the null text."""
     null_BLD, null_mask_BL = null_text(text_BLD, text_mask_BL)

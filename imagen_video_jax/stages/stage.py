@@ -201,11 +201,7 @@ class Stage:
         config = self.config
         share = config.text_drop if text_drop is None else text_drop
         drop_B = jax.vmap(lambda key: jax.random.uniform(key) < share)(draw("text"))
-        text_BLD, text_mask_BL = batch.text_BLD, batch.text_mask_BL
-        if config.text_noise:
-            eps_BLD = normal(draw("text noise"), text_BLD.shape[1:])
-            text_BLD = conditioning.noise_text(text_BLD, text_mask_BL, amount=config.text_noise, eps_BLD=eps_BLD)
-        text_BLD, text_mask_BL = conditioning.drop_text(text_BLD, text_mask_BL, drop_B)
+        text_BLD, text_mask_BL = conditioning.drop_text(batch.text_BLD, batch.text_mask_BL, drop_B)
         if config.kind == "base":
             return Conditions(text_BLD, text_mask_BL, batch.fps_B)
         low = conditioning.low_resolution(config.kind, x_BTHWC, config.factor)

@@ -1,7 +1,6 @@
 """`StageConfig`: what one stage of the cascade is, and how it may be sampled."""
 
 import dataclasses
-import math
 
 from imagen_video_jax.diffusion import gaussian
 from imagen_video_jax.diffusion.distillation import StudentConfig
@@ -29,8 +28,6 @@ class StageConfig:
       residual: with prediction "x" in super-resolution: the network adds to its (denoised) input instead of making x.
       weighting, sigmoid_bias: of the loss, see diffusion/loss.py.
       text_length, text_drop: tokens per caption; share of examples that train without text.
-      text_noise: standard deviation of noise on the tokens in training, relative to their root mean square: captions
-        in words that training never had lie beside those it had.
       augmentation_max: in training the input is noised at cosine time U(0, augmentation_max).
       augmentation_snr: linear SNR of the input's noise at sampling (3 or 5 in the paper); inf for none.
       schedule, sampler, network, student: see their classes.
@@ -53,7 +50,6 @@ class StageConfig:
     sigmoid_bias: float = 0.0
     text_length: int = 64
     text_drop: float = 0.1
-    text_noise: float = 0.0
     augmentation_max: float = 1.0
     augmentation_snr: float = 5.0
     schedule: Schedule = Schedule()
@@ -76,8 +72,6 @@ class StageConfig:
                 raise ValueError(f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
         if not 0.0 <= self.text_drop <= 1.0:
             raise ValueError(f"text_drop must be in [0, 1], got {self.text_drop}")
-        if not 0.0 <= self.text_noise < math.inf:
-            raise ValueError(f"text_noise must be at least 0, got {self.text_noise}")
         if self.network.low_resolution != (self.kind != "base"):
             raise ValueError(f"network.low_resolution must be {self.kind != 'base'} for kind {self.kind!r}")
         check_sampler(self, self.sampler)

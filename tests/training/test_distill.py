@@ -196,7 +196,7 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
             distill(world, folder)
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 1
     begun = json.loads((folder / "distill.json").read_text())
-    del begun["config"]["train"]["stage"]["text_noise"]  # as of a version that had no such field
+    del begun["config"]["train"]["stage"]["blank_image"]  # as of a version that had no such field
     (folder / "distill.json").write_text(json.dumps(begun))
     assert distill(world, folder) == 0
     assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()

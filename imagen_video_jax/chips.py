@@ -181,6 +181,8 @@ def _cost_of_equation(equation, recomputed: bool) -> Cost:
         return Cost(flops, flops if recomputed else 0.0)
     if name.startswith("dot_product_attention_"):
         return _attention_cost(equation, recomputed)
+    if name == "pallas_call":
+        return _splash_cost(equation, recomputed)
     inner = [cost_of(jaxpr, recomputed) for jaxpr in inner_jaxprs(equation)]
     if name == "cond":
         return max(inner, key=lambda cost: cost.flops)
@@ -223,6 +225,17 @@ def _attention_cost(equation, recomputed: bool) -> Cost:
     if "_bwd" in equation.primitive.name:
         return Cost(5 * product, 5 * product if recomputed else product)
     return Cost(2 * product, 2 * product if recomputed else 0.0)
+
+
+def _splash_cost(equation, recomputed: bool) -> Cost:
+    """The Pallas kernel of TPUs: two products forward; backward three for the queries, two of them again, and four for
+    keys and values, one of them again."""
+    *B, N, Q, K = equation.invars[2].aval.shape
+    S = equation.invars[3].aval.shape[-2]
+    product = 2.0 * math.prod(B) * N * Q * S * K
+    kernel = equation.params["name"].removeprefix("splash_mha_").split("_")[0]
+    all_, again = {"fwd": (2, 0), "dq": (3, 2), "dkv": (4, 1)}[kernel]
+    return Cost(all_ * product, (all_ if recomputed else again) * product)
 
 
 def _conv_flops(equation) -> float:

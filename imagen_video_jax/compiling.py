@@ -156,7 +156,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
     for line in text.splitlines():
         if line.endswith("{") and (match := re.match(r"(?:ENTRY )?%?([\w.\-]+) ", line)):
             name, lines = match[1], []
-        elif line.startswith("}") and name:
+        elif line.startswith("}") and not line.startswith("}}") and name:  # "}}" ends what a kernel says of itself
             yield name, lines
             name = None
         elif name:

@@ -50,7 +50,8 @@ def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> E
         own = loss_of(stage, OWN_LOSS, {})
         return jax.grad(lambda p: batch_loss(own, p, batches, key, config.step)[0])(params)
 
-    traced = _traced(config, "train", tuple(sizes.values()), part, (batches, jax.eval_shape(jax.random.key, 0)))
+    rest = (batches, jax.eval_shape(jax.random.key, 0))
+    traced = _traced(config, "train", tuple(sizes.values()), part, rest, tiles=tiles)
     leaves = _Leaves(stage, mesh, tiles)
     usage = leaves.usage(traced, results=leaves.shards, share=_share(mesh))
     state = abstract_state(stage, direction(config.optimizer), mesh)
@@ -78,7 +79,7 @@ def estimate_sample(config: TrainConfig, mesh: AbstractMesh, videos: int, *, til
         return stage.sample(params, **conditions, seed=0, sampler=sampler)
 
     conditions = abstract_conditions(config, own)
-    traced = _traced(config, "sample", own, call, (conditions,))
+    traced = _traced(config, "sample", own, call, (conditions,), tiles=tiles)
     leaves = _Leaves(stage, mesh, tiles)
     usage = leaves.usage(traced, results=[None], share=_share(mesh))
     given = sum(_bytes(leaf, leaves.size_of) for leaf in conditions.values()) * _share(mesh)
@@ -99,11 +100,12 @@ def stage_of(config: StageConfig) -> Stage:
 _programs: dict = {}
 
 
-def _traced(config: TrainConfig, mode: str, sizes, function, rest):
-    """The jaxpr of function(params, *rest), traced once for each size."""
-    key = (config.stage, config.step.image_weight, mode, sizes)
+def _traced(config: TrainConfig, mode: str, sizes, function, rest, *, tiles: bool):
+    """The jaxpr of function(params, *rest), traced once for each size and kind of chip."""
+    key = (config.stage, config.step.image_weight, mode, sizes, tiles)
     if key not in _programs:
-        _programs[key] = jax.make_jaxpr(function)(stage_of(config.stage).network.abstract, *rest)
+        with partitioning.for_device("TPU" if tiles else ""):
+            _programs[key] = jax.make_jaxpr(function)(stage_of(config.stage).network.abstract, *rest)
     return _programs[key]
 
 

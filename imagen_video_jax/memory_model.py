@@ -21,6 +21,7 @@ STORED = {
     "conv_general_dilated", "dot_general", "concatenate", "gather", "scatter", "scatter-add", "sort", "random_bits",
     "random_wrap", "threefry2x32", "dynamic_update_slice", "reduce_sum", "reduce_max", "reduce_min", "argmax", "cumsum",
     "reduce_window_sum", "top_k", "scan", "while", "cond", "pad", "erf_inv",
+    "pallas_call",
 }  # fmt: skip
 PRODUCTS = {"conv_general_dilated", "dot_general"}
 TILES = {1: (32, 128), 2: (16, 128), 4: (8, 128), 8: (8, 128)}
@@ -139,7 +140,7 @@ class _Walk:
 
         for equation in jaxpr.eqns:
             reads = [read(atom) for atom in equation.invars]
-            bodies = list(inner_jaxprs(equation))
+            bodies = [] if equation.primitive.name == "pallas_call" else list(inner_jaxprs(equation))
             if equation.primitive.name in CALLS and bodies and len(bodies[0].invars) == len(reads):
                 written = self.run(bodies[0], reads)
             else:

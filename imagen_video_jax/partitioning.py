@@ -7,7 +7,7 @@ meaning is laid over. The partitioner does the rest.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,7 @@ def put_own(mesh: Mesh, values) -> jax.Array:
 
 
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+_kind: contextvars.ContextVar[str] = contextvars.ContextVar("kind", default="")
 
 
 @contextlib.contextmanager
@@ -165,6 +166,22 @@ def activate(mesh: Mesh | None) -> Iterator[None]:
         yield
     finally:
         _mesh.reset(token)
+
+
+@contextlib.contextmanager
+def for_device(kind: str) -> Iterator[None]:
+    """Functions are traced as for a device of this kind ("" for the kind of those that there are)."""
+    token = _kind.set(kind)
+    try:
+        yield
+    finally:
+        _kind.reset(token)
+
+
+def device_kind() -> str:
+    """What kind of device will run the program that is being traced, such as "TPU v5p" or "NVIDIA H100 80GB HBM3"."""
+    mesh = _mesh.get()
+    return _kind.get() or (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -212,6 +229,19 @@ def over_shards(
         return function(_with_neighbours(x, number, axis, halo), kernel)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)(x_BTHWC, kernel)
+
+
+def on_each_shard(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], names: Sequence[tuple]) -> jax.Array:
+    """function(*arrays) on each device's own shards of the active mesh; what it returns is laid out as the first.
+
+    Args: names are the logical axes of each array. `function` mixes nothing along those that are sharded.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
+    specs = tuple(spec_of(mesh, array.shape, axes) for array, axes in zip(arrays, names, strict=True))
+    # Pallas kernels do not say over which axes their results differ, so this is not checked.
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def _with_neighbours(x: jax.Array, number: int, axis: str | None, halo: tuple[int, int]) -> jax.Array:

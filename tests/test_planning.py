@@ -121,6 +121,9 @@ def test_collectives_in_a_loop_are_counted_as_often_as_it_turns():
 }
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = f32[8]{0} while(f32[8]{0} %a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %kernel = f32[8]{0} custom-call(f32[8]{0} %a), frontend_attributes={kernel_metadata={
+ "of a Pallas kernel":"in lines of their own"
+}}, metadata={op_name="jit(f)/splash"}
   %ar = (f32[2]{0}, bf16[4]{0}) all-reduce(f32[2]{0} %a, bf16[4]{0} %b), to_apply=%sum
 }
 """

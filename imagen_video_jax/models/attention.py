@@ -3,8 +3,8 @@
 Softmax in float32. Text enters spatial attention as in Imagen: its tokens are concatenated to the keys and values.
 Temporal attention knows the order of frames through a learned bias per head and signed distance.
 
-`attend` chooses the kernel, here and nowhere else: XLA's products, or cuDNN's fused attention on NVIDIA GPUs. On TPUs
-XLA's products it is: the public fused kernels there want lengths in multiples of 128, these are of a frame's pixels.
+The kernel is chosen here and nowhere else: XLA's products, cuDNN's fused attention on NVIDIA GPUs, or the Pallas kernel
+"splash" on TPUs, which the partitioner cannot divide: every device calls it on its own shard.
 """
 
 import jax
@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imagen_video_jax.models.layers import GroupNorm, LayerNorm, Linear, foldable
-from imagen_video_jax.partitioning import constrain
+from imagen_video_jax.models.splash import splash
+from imagen_video_jax.partitioning import constrain, device_kind, on_each_shard
 
-KERNELS = ("auto", "xla", "cudnn")
+KERNELS = ("auto", "xla", "cudnn", "splash")
 AUTO = "xla"  # what "auto" means
 
 
 def wanted(kernel: str) -> str:
-    """ "xla" or "cudnn"."""
+    """One of KERNELS but "auto"."""
     return AUTO if kernel == "auto" else kernel
 
 
@@ -33,8 +34,13 @@ def fused(kernel: str, q_BQNK, k_BSNK) -> bool:
         and width <= 128
         and not any(length % 2 for length in lengths)
         and foldable()
-        and jax.devices()[0].device_kind.startswith("NVIDIA")
+        and device_kind().startswith("NVIDIA")
     )
+
+
+def on_tpu(kernel: str) -> bool:
+    """Whether attention over pixels and text is the kernel `splash`: where that is wanted and there is a TPU."""
+    return wanted(kernel) == "splash" and device_kind().startswith("TPU")
 
 
 def valid_first(text_BLD, mask_BL):
@@ -66,6 +72,11 @@ def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None, kernel: str = "xl
     Where height is sharded every pixel needs those of the other shards: then each shard takes some of the heads
     instead, for all pixels, and gives them back.
     """
+    if on_tpu(kernel):
+        mask_BTS = jnp.ones(k_BTSNK.shape[:3], bool) if mask_BTS is None else mask_BTS
+        heads = ("batch", "frames", None, "heads" if foldable() else "moved_heads", None)
+        y = on_each_shard(_splash_pixels, (q_BTQNK, k_BTSNK, v_BTSNK, mask_BTS), (heads, heads, heads, heads[:3]))
+        return y if foldable() else constrain(y, *heads)
     if foldable():
         B, T = q_BTQNK.shape[:2]
         q, k, v = (a.reshape(B * T, *a.shape[2:]) for a in (q_BTQNK, k_BTSNK, v_BTSNK))
@@ -76,15 +87,28 @@ def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None, kernel: str = "xl
     return constrain(y, "batch", "frames", None, "moved_heads")
 
 
+def _splash_pixels(q_BTQNK, k_BTSNK, v_BTSNK, mask_BTS):
+    q, k, v, mask = (a.reshape(-1, *a.shape[2:]) for a in (q_BTQNK, k_BTSNK, v_BTSNK, mask_BTS))
+    return splash(q, k, v, mask).reshape(q_BTQNK.shape)
+
+
 def attend_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL, *, kernel: str = "xla"):
     """Attention of every pixel to the valid tokens, BTHWNK."""
     B, T, H, W, N, K = q_BTHWNK.shape
+    if on_tpu(kernel):
+        pixels, tokens = ("batch", "frames", "height", None, "heads", None), ("batch", None, "heads", None)
+        return on_each_shard(_splash_text, (q_BTHWNK, k_BLNK, v_BLNK, mask_BL), (pixels, tokens, tokens, tokens[:2]))
     if foldable():
         q = q_BTHWNK.reshape(B, T * H * W, N, K)
         return attend(q, k_BLNK, v_BLNK, mask_BS=mask_BL, kernel=kernel).reshape(q_BTHWNK.shape)
     logits = jnp.einsum("bthwnk,blnk->bthwnl", q_BTHWNK, k_BLNK).astype(jnp.float32) * K**-0.5
     logits = jnp.where(mask_BL[:, None, None, None, None], logits, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bthwnl,blnk->bthwnk", jax.nn.softmax(logits, axis=-1).astype(v_BLNK.dtype), v_BLNK)
+
+
+def _splash_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL):
+    B, *_, N, K = q_BTHWNK.shape
+    return splash(q_BTHWNK.reshape(B, -1, N, K), k_BLNK, v_BLNK, mask_BL).reshape(q_BTHWNK.shape)
 
 
 def attend_frames(q_MTNK, k_MTNK, v_MTNK, bias_NTT):

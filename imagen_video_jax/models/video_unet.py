@@ -58,8 +58,8 @@ class VideoUNetConfig:
       max_frames: largest frame distance that the relative position bias tells apart.
       remat: recompute each block's activations in the backward pass.
       remat_policy: all of them ("nothing" is kept), or all but the results of "products" and convolutions.
-      attention: kernel of attention over pixels and text: "xla", "cudnn" (where it can: bfloat16 on NVIDIA GPUs), or
-        "auto", which of them was measured to be faster.
+      attention: kernel of attention over pixels and text: "xla", "cudnn" (where it can: bfloat16 on NVIDIA GPUs),
+        "splash" (on TPUs), or "auto", which of them was measured to be faster.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32.
     """
 

@@ -22,17 +22,23 @@ from imagen_video_jax.training.train_config import TrainConfig
 
 # Of the model's temporaries to the compiler's, fitted on eight compiled steps (launch/PLANS.md lists them and others).
 TEMPORARIES = 1.17
+# Batches beside the one of the step that runs: that of the next step, already dispatched, and one made ahead.
+AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Per chip: bytes of arguments and temporaries, Cost (FLOPs), bytes moved, collective bytes by kind."""
+    """Per chip: bytes of arguments and temporaries, Cost (FLOPs), bytes moved, collective bytes by kind.
+
+    `waiting`: bytes of the batches that lie there before their turn.
+    """
 
     arguments: float
     temporaries: float
     cost: Cost
     moved: float
     collectives: dict[str, float]
+    waiting: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -66,6 +72,7 @@ def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> E
         # The update reads and writes the state once and reads the gradients.
         moved=usage.moved * parts + 2 * stored + gradients * (1 + 2 * (parts > 1)),
         collectives=leaves.collectives(parts, backward=True, remat=config.stage.network.remat),
+        waiting=AHEAD * given,
     )
 
 

@@ -52,7 +52,7 @@ def plan(request: Request, *, quick: bool) -> dict:
         notes.append(f"the compiler gave up: {found.message}")
     chip = request.topology.chip
     memory = _memory(found)
-    missing = max(memory.get("allocated", memory["peak"]) - chip.memory, 0.0)
+    missing = max(memory.get("allocated", memory["peak"]) + estimate.waiting - chip.memory, 0.0)
     return {
         "topology": str(request.topology),
         "chips": request.topology.chips,
@@ -61,7 +61,7 @@ def plan(request: Request, *, quick: bool) -> dict:
         "parameters": parameter_count(stage_of(request.config.stage).network.abstract),
         "fits": missing == 0.0,
         "missing_bytes_per_chip": missing,
-        "bytes_per_chip": memory | {"memory": chip.memory},
+        "bytes_per_chip": memory | {"waiting_batches": estimate.waiting, "memory": chip.memory},
         "quick_bytes_per_chip": _memory(estimate),
         **_work(request, found, estimate),
         "mesh": dict(zip(MESH_AXES, sizes_of(request))),
@@ -276,7 +276,8 @@ def _with_accumulate(request: Request, parts: int) -> Request:
 
 
 def _fits(request: Request) -> bool:
-    return estimate_of(request).peak <= request.topology.chip.memory
+    estimate = estimate_of(request)
+    return estimate.peak + estimate.waiting <= request.topology.chip.memory
 
 
 def _state_fits(request: Request) -> bool:

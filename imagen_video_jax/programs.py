@@ -98,7 +98,7 @@ def abstract_batch(config: TrainConfig, size: int, frames: int) -> Batch:
         return jax.ShapeDtypeStruct((size, *shape), dtype)
 
     return Batch(
-        video_BTHWC=array(np.uint8, frames, stage.height, stage.width, 3),
+        video_BTHWC=array(np.uint8, frames, *stage.train_size, 3),
         text_BLD=array(np.float32, stage.text_length, stage.network.text_width),
         text_mask_BL=array(np.bool_, stage.text_length),
         fps_B=array(np.float32),

@@ -180,7 +180,7 @@ def _many(config: TrainConfig, objective: Objective, updates: int, state, exampl
         return update(state, batches, key, progress)
 
     state, metrics = jax.lax.scan(one, state, None, length=updates)
-    means = {name: jnp.mean(values) for name, values in metrics.items()}
+    means = {name: jnp.nanmean(values) for name, values in metrics.items()}
     return state, means | {"skipped_in_a_row": jnp.max(metrics["skipped_in_a_row"])}
 
 

@@ -79,6 +79,8 @@ def _rows(report: dict):
             f"{name} a chip",
             told + ("" if report["source"] == "quick" else f"   (quick estimate {gib(quick[name])})"),
         )
+    if memory["waiting_batches"]:
+        yield "batches that wait, a chip", gib(memory["waiting_batches"])
     yield "memory of a chip", gib(memory["memory"])
     again = (
         f", {flops['recomputed'] / max(flops['jaxpr'], 1):.0%} of it recomputed (remat)" if flops["recomputed"] else ""

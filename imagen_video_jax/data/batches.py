@@ -20,6 +20,7 @@ epoch still draws new windows, phases and crops.
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -158,7 +159,7 @@ def open_batches(
     makers = [loader.training_item for loader in loaders]
     schedule = Interleave([count for count in counts if count] or [1])
     source = _Slots(makers, schedule, tally, spec.fps, batch_size, start_step, slots, bool(follow))
-    clip = spec.frames * max(spec.height * spec.width for _, spec in used) * 3
+    clip = spec.frames * max(math.prod(spec.size) for _, spec in used) * 3
     size = source.local_size * (clip + text_length * embeddings.width * 4)
     prefetch = max(prefetch, min(_AHEAD_BYTES // size, _AHEAD_BATCHES))
     return Batches(

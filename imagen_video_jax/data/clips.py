@@ -29,6 +29,8 @@ class ClipSpec:
       fps: frames per second of the clip; a single frame has no rate, so it becomes 0.
       crop: where the covered frame is cut; "pad" shows all of it within black bars instead.
       short: a video that ends before the clip does repeats its last frame, or is skipped.
+      part: height and width of the part of that which is kept, anywhere in it; None for all.
+      grid: the part's corner lies on a multiple of so many pixels.
     """
 
     frames: int
@@ -37,6 +39,8 @@ class ClipSpec:
     fps: float = 0.0
     crop: Literal["centre", "random", "pad"] = "centre"
     short: Literal["repeat", "skip"] = "repeat"
+    part: tuple[int, int] | None = None
+    grid: int = 1
 
     def __post_init__(self):
         if min(self.frames, self.height, self.width) < 1:
@@ -49,6 +53,13 @@ class ClipSpec:
             raise UserError(f"crop is centre, random or pad, got {self.crop!r}")
         if self.short not in ("repeat", "skip"):
             raise UserError(f"short is repeat or skip, got {self.short!r}")
+        if self.part and not (1 <= self.part[0] <= self.height and 1 <= self.part[1] <= self.width):
+            raise UserError(f"a part of {self.part} is not in a clip of {self.height} x {self.width}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is made."""
+        return self.part or (self.height, self.width)
 
 
 def frames_needed(spec: ClipSpec, fps: float) -> int:
@@ -63,7 +74,7 @@ def is_short(video: Video, spec: ClipSpec) -> bool:
 
 
 def cut_clip(video: Video, spec: ClipSpec, rng: np.random.Generator) -> np.ndarray:
-    """uint8 THWC of the spec's size. Depends on the video, the spec and `rng` only.
+    """uint8 [frames, *spec.size, 3]. Depends on the video, the spec and `rng` only.
 
     Raises:
       ShortClipError: the video is too short and the spec says `short="skip"`.
@@ -80,13 +91,24 @@ def cut_clip(video: Video, spec: ClipSpec, rng: np.random.Generator) -> np.ndarr
     else:
         indices = select_frames(count, fps=video.fps, target_fps=spec.fps, frames=spec.frames, start=start)
     if spec.crop == "pad":
-        return _pad(video.frames_THWC[indices], spec.height, spec.width)
+        return _part(_pad(video.frames_THWC[indices], spec.height, spec.width), spec, rng)
     clip_THWC = cover(video.frames_THWC[indices], height=spec.height, width=spec.width)
     spare_height, spare_width = clip_THWC.shape[1] - spec.height, clip_THWC.shape[2] - spec.width
     top, left = spare_height // 2, spare_width // 2
     if spec.crop == "random":
         top, left = int(rng.integers(spare_height + 1)), int(rng.integers(spare_width + 1))
-    return np.ascontiguousarray(clip_THWC[:, top : top + spec.height, left : left + spec.width])
+    return _part(clip_THWC[:, top : top + spec.height, left : left + spec.width], spec, rng)
+
+
+def _part(clip_THWC: np.ndarray, spec: ClipSpec, rng: np.random.Generator) -> np.ndarray:
+    if spec.part:
+        height, width = spec.part
+        top, left = (
+            spec.grid * int(rng.integers((whole - own) // spec.grid + 1))
+            for whole, own in zip(clip_THWC.shape[1:3], spec.part)
+        )
+        clip_THWC = clip_THWC[:, top : top + height, left : left + width]
+    return np.ascontiguousarray(clip_THWC)
 
 
 def _pad(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -182,7 +182,7 @@ class Loader:
             raise self._nothing_readable(range(len(self.examples)))
         spec = self.spec
         text_LD, text_mask_L = self._text(None)
-        return Item(np.zeros((spec.frames, spec.height, spec.width, 3), np.uint8), text_LD, text_mask_L, -1, False)
+        return Item(np.zeros((spec.frames, *spec.size, 3), np.uint8), text_LD, text_mask_L, -1, False)
 
     def _item(self, index: int, position: int) -> Item | None:
         """Example `index` as drawn for `position`; None when it cannot be used."""

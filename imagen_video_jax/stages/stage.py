@@ -186,11 +186,11 @@ class Stage:
         return Noised(x, eps, z, time_B, logsnr_B, self._training_conditions(batch, x, draw, text_drop))
 
     def _crop(self, x_BTHWC, keys_B):
-        if self.config.crop is None:
+        """Clips larger than the network trains on; `train` cuts its batches on the host (`ClipSpec.part`)."""
+        if self.config.crop is None or x_BTHWC.shape[2:4] == self.config.crop:
             return x_BTHWC
         height, width = self.config.crop
-        # Corners on the low-resolution grid, so that a crop's input is the crop of the input.
-        step = self.config.factor if self.config.kind == "spatial_sr" else 1
+        step = self.config.crop_grid
         H, W = x_BTHWC.shape[2:4]
         corner_B2 = jax.vmap(
             lambda key: jax.random.randint(key, (2,), 0, jnp.array([(H - height) // step + 1, (W - width) // step + 1]))

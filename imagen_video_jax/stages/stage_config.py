@@ -92,6 +92,12 @@ class StageConfig:
         return self.crop or (self.height, self.width)
 
     @property
+    def crop_grid(self) -> int:
+        """Pixels of whose multiples a training crop's corner is one: its input is then a crop of the input, but for
+        the outermost pixels, which an antialiased resize makes of what lies beside them, too."""
+        return self.factor if self.kind == "spatial_sr" else 1
+
+    @property
     def train_frames(self) -> int:
         """Frames of a training clip."""
         return self.window or self.frames

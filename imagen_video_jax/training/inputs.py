@@ -19,6 +19,21 @@ from imagen_video_jax.training.train_config import TrainConfig
 MOST_DECODED = 2 << 30  # bytes of decoded videos in memory
 
 
+def clip_spec(config: TrainConfig, frames: int) -> ClipSpec:
+    """The clips of `frames` frames that a config trains on."""
+    stage = config.stage
+    return ClipSpec(
+        frames,
+        stage.height,
+        stage.width,
+        stage.fps,
+        crop=config.crop,
+        short=config.short,
+        part=stage.crop,
+        grid=stage.crop_grid,
+    )
+
+
 class Inputs:
     """The sources and the embedding cache that a config names.
 
@@ -67,7 +82,7 @@ class Inputs:
                 continue
             streams[kind] = open_batches(
                 examples,
-                ClipSpec(frames, stage.height, stage.width, stage.fps, crop=config.crop, short=config.short),
+                clip_spec(config, frames),
                 batch_size=size,
                 seed=config.seed,
                 embeddings=self.embeddings,

@@ -1,5 +1,6 @@
 """What a run shows of its model on the way: the loss of held-out clips, and samples."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from imagen_video_jax.data.sources import Source
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.state import TrainState
-from imagen_video_jax.training.step import Objective, batch_loss, loss_of
+from imagen_video_jax.training.step import Objective, batch_loss, loss_of, means_of
 from imagen_video_jax.training.train_config import TrainConfig
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.frames import to_uint8
@@ -41,16 +42,19 @@ class Looks:
         self.config, self.stage, self.objective, self.mesh = config, stage, objective, mesh
         self.inputs, self.folder = inputs, folder
 
-    def _evaluation_batches(self, source: Source, size: int, frames: int):
-        stage = self.config.stage
+    def _evaluation_batches(self, source: Source, size: int, spec: ClipSpec):
         return evaluation_batches(
             source.videos,
-            ClipSpec(frames, stage.height, stage.width, stage.fps),
+            spec,
             batch_size=size,
             embeddings=self.inputs.embeddings,
-            text_length=stage.text_length,
+            text_length=self.config.stage.text_length,
             slots=partitioning.batch_slots(self.mesh, size),
         )
+
+    def _whole(self, frames: int) -> ClipSpec:
+        stage = self.config.stage
+        return ClipSpec(frames, stage.height, stage.width, stage.fps)
 
     def _jit_look(self, function: Callable) -> Callable:
         """A program whose results every process can read."""
@@ -71,13 +75,17 @@ class Looks:
                     loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
                 )[1]
             )
-        rows, key = [], jax.random.key(0)
+        sums, key = {}, jax.random.key(0)
         size = max(self.config.batch_size, partitioning.batch_divisor(self.mesh))
-        with self._evaluation_batches(self.inputs.validation, size, self.config.stage.train_frames) as batches:
+        stage = self.config.stage
+        spec = dataclasses.replace(self._whole(stage.train_frames), part=stage.crop, grid=stage.crop_grid)
+        with self._evaluation_batches(self.inputs.validation, size, spec) as batches:
             for number, batch in enumerate(batches):
                 batch = partitioning.put_batch(self.mesh, batch)
-                rows.append(self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number)))
-        return {name: np.mean([float(row[name]) for row in rows]) for name in rows[0]}
+                own = self._evaluate(state.ema, state.frozen, batch, jax.random.fold_in(key, number))
+                sums = {name: sums.get(name, 0.0) + np.asarray(value, np.float64) for name, value in own.items()}
+        with np.errstate(invalid="ignore"):
+            return means_of(sums)
 
     def write_samples(self, state: TrainState, step: int) -> None:
         """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4. Without videos, nothing."""
@@ -88,7 +96,7 @@ class Looks:
             return
         divisor = partitioning.batch_divisor(self.mesh)
         size = -(-SHOWN // divisor) * divisor
-        with self._evaluation_batches(source, size, self.config.stage.frames) as batches:
+        with self._evaluation_batches(source, size, self._whole(self.config.stage.frames)) as batches:
             batch = partitioning.put_batch(self.mesh, next(batches))
         videos = self._sample(state.ema, batch)
         if distributed.is_first():

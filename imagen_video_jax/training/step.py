@@ -59,7 +59,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batches: dict[str, Batch], key: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        (loss, metrics), gradients = gradients_of(
+        (loss, sums), gradients = gradients_of(
             loss_of(stage, objective, state.frozen), state.params, batches, key, config
         )
         updates, optimizer_state = update_direction.update(gradients, state.optimizer, state.params)
@@ -73,7 +73,12 @@ def make_train_step(
         good, guard = judge(config.guard, state.guard, gradient_norm=norms["gradient_norm"], finite=finite)
         old = (state.params, state.ema, state.optimizer)
         params, ema, optimizer_state = choose(good, (params, ema, optimizer_state), old)
-        metrics |= {"loss": loss, "learning_rate": rate, "skipped_in_a_row": guard["skipped_in_a_row"], **norms}
+        metrics = means_of(sums) | {
+            "loss": loss,
+            "learning_rate": rate,
+            "skipped_in_a_row": guard["skipped_in_a_row"],
+            **norms,
+        }
         return TrainState(state.step + 1, params, ema, optimizer_state, guard, state.frozen), metrics
 
     return train_step
@@ -85,28 +90,35 @@ def loss_of(stage: Stage, objective: Objective, frozen) -> Callable:
 
 
 def batch_loss(loss: Callable, params, batches: dict[str, Batch], key, config: StepConfig, part=None):
-    """(loss, metrics) of a step's batches; `loss` as of `loss_of`; `part` = (index, parts) where accumulated."""
-    total, metrics = 0.0, {}
+    """(loss, sums) of a step's batches; `loss` as of `loss_of`; `part` = (index, parts) where accumulated.
+
+    Sums add up over parts and batches, and `means_of` divides them: a sum of losses and their number for each kind of
+    example and noise level, of which a part may hold none.
+    """
+    total, sums = 0.0, {}
     for kind, batch in batches.items():
         index, parts = (0, 1) if part is None else part
         B = batch.video_BTHWC.shape[0]
         loss_B, logsnr_B = loss(params, batch, named_key(key, kind), index * B + jnp.arange(B), parts * B)
         loss_B, logsnr_B = constrain(loss_B, "batch"), constrain(logsnr_B, "batch")
         valid_B = batch.valid_B.astype(jnp.float32)
-        metrics[f"loss_{kind}"] = _mean(loss_B, valid_B)
-        for name, (low, high) in NOISE_LEVELS.items():
-            inside_B = valid_B * (logsnr_B >= low) * (logsnr_B < high)
-            metrics[f"loss_{kind}_{name}"] = _mean(loss_B, inside_B)
-        total += metrics[f"loss_{kind}"] * (config.image_weight if kind == "image" and "video" in batches else 1.0)
-    return total, metrics
+        counted = {"": valid_B} | {
+            f"_{name}": valid_B * (logsnr_B >= low) * (logsnr_B < high) for name, (low, high) in NOISE_LEVELS.items()
+        }
+        for name, inside_B in counted.items():
+            sums[f"loss_{kind}{name}"] = jnp.stack([jnp.sum(loss_B * inside_B), jnp.sum(inside_B)])
+        mean = sums[f"loss_{kind}"][0] / jnp.maximum(sums[f"loss_{kind}"][1], 1.0)
+        total += mean * (config.image_weight if kind == "image" and "video" in batches else 1.0)
+    return total, sums
 
 
-def _mean(values_B, weights_B):
-    return jnp.sum(values_B * weights_B) / jnp.maximum(jnp.sum(weights_B), 1.0)
+def means_of(sums: dict) -> dict:
+    """Means of what `batch_loss` summed; NaN where there was no example."""
+    return {name: total / count for name, (total, count) in sums.items()}
 
 
 def gradients_of(loss: Callable, params, batches, key, config: StepConfig):
-    """((loss, metrics), gradients), accumulated over `config.accumulate` parts of the batch."""
+    """((loss, sums), gradients), accumulated over `config.accumulate` parts of the batch."""
     value_and_grad = jax.value_and_grad(
         lambda params, part_batches, part: batch_loss(loss, params, part_batches, key, config, part), has_aux=True
     )

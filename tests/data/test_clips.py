@@ -85,6 +85,17 @@ def test_a_centre_crop_is_centred_and_a_random_crop_goes_everywhere():
     assert {int(cut_clip(Video(ramp, 8.0), spec, rng(seed))[0, 0, 0, 0]) for seed in range(400)} == set(range(33))
 
 
+def test_a_part_lies_anywhere_on_its_grid_inside_of_what_the_clip_would_be():
+    ramp = np.broadcast_to(np.arange(48, dtype=np.uint8)[None, None, :, None], (4, 16, 48, 3))
+    for crop, begins in (("centre", {8, 12, 16, 20}), ("random", set(range(41)))):
+        spec = ClipSpec(4, 16, 32 - 12, 8.0, crop=crop, part=(12, 8), grid=4)
+        clips = [cut_clip(Video(ramp, 8.0), spec, rng(seed)) for seed in range(400)]
+        assert {clip.shape for clip in clips} == {(4, *spec.size, 3)} == {(4, 12, 8, 3)}
+        assert {int(clip[0, 0, 0, 0]) for clip in clips} == ({14, 18, 22, 26} if crop == "centre" else begins)
+    with pytest.raises(UserError, match="is not in a clip of 16 x 20"):
+        ClipSpec(4, 16, 20, 8.0, part=(12, 24))
+
+
 def test_left_stays_left():
     ramp = np.broadcast_to(np.arange(48, dtype=np.uint8)[None, None, :, None], (4, 16, 48, 3))
     for seed in range(50):

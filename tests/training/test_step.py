@@ -12,7 +12,7 @@ from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
 from imagen_video_jax.training.state import abstract_state, initial_state, shardings_of
-from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, loss_of, make_train_step
+from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, loss_of, make_train_step, means_of
 from tests.stages.stage_kinds import NAMES, random_batch, smallest
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup=2)
@@ -142,6 +142,22 @@ def test_accumulated_gradients_are_the_gradients_of_the_whole_batch():
     (loss_in_parts, _), parts = results[1]
     np.testing.assert_allclose(loss, loss_in_parts, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_losses_by_noise_level_are_means_whatever_a_batch_is_cut_into(parts):
+    """Where every example has a loss of one; times are stratified, so that a part holds only some noise levels."""
+
+    def ones(params, batch, key, slot_B, slots):
+        return params * jnp.ones(len(slot_B)), jnp.linspace(-10, 2.9, slots)[slot_B]
+
+    batches = batches_of(smallest(NAMES[0]))
+    (loss, sums), gradient = gradients_of(ones, 1.0, batches, jax.random.key(1), StepConfig(accumulate=parts))
+    assert loss == gradient == 1.5
+    means = {name: float(value) for name, value in means_of(sums).items()}
+    for kind in ("video", "image"):
+        assert means[f"loss_{kind}"] == means[f"loss_{kind}_noisy"] == means[f"loss_{kind}_middle"] == 1.0
+        assert np.isnan(means[f"loss_{kind}_clean"])
 
 
 def test_the_step_learns_one_batch_and_is_traced_once():

@@ -93,7 +93,6 @@ def training(name: str, scale: str) -> ConfigDict:
             "sigmoid_bias": -2.0 if scale == "mini" and base else 0.0,
             "text_drop": 0.1,
             "augmentation_max": 0.1 if miniature else 1.0,
-            "augmentation_snr": 20_000.0 if miniature else 5.0,
             # A clip of few pixels and one shape is still told apart in strong noise, where its frames agree on it (-2);
             # the mini base starts from a network that learnt that (experiments/miniature/grow.py), and learns outlines.
             "schedule": {
@@ -118,6 +117,7 @@ def training(name: str, scale: str) -> ConfigDict:
                 "rescale": 0.0,
                 "clip": "dynamic",
                 "percentile": 99.5,
+                "augmentation_snr": 20_000.0 if miniature else 5.0,
             },
         }
     )

@@ -33,6 +33,7 @@ def get_config(scale: str = "mini"):
             "follow_minutes": 0.0,
             "ema": (True,),
             "guidance": guidance,
+            "guidance_low": (-1.0,),  # the low value of weights that oscillate (1 in the paper); -1: constant weights
             "steps": (0,),  # network calls; 0: the stage's own
             "samplers": ("own",),
             "seeds": (0,),

@@ -136,7 +136,7 @@ class Cascade:
         stop = len(self.members) if stop is None else stop
         if (video_BTHWC is None) != (self.members[start].stage.config.kind == "base"):
             raise UserError(f"stage {self.names[start]} {'needs' if video_BTHWC is None else 'takes no'} input video")
-        base_size = self._base_size(size, start, stop) if size else None
+        base_size = self.base_size(size, start, stop) if size else None
         text_BLD, mask_BL = self.encoder([*prompts, *([negative] if negative else ())])
         index_B = np.arange(first, first + len(prompts)) if numbers is None else np.asarray(numbers)
         seed_B = np.broadcast_to(np.asarray(seed, np.uint32), index_B.shape)
@@ -182,7 +182,7 @@ class Cascade:
             lambda leaf: partitioning.put_batch(self.mesh, leaf) if isinstance(leaf, np.ndarray) else leaf, batch
         )
 
-    def _base_size(self, size: tuple[int, int], start: int, stop: int) -> tuple[int, int]:
+    def base_size(self, size: tuple[int, int], start: int, stop: int) -> tuple[int, int]:
         """The size at which the base has to sample so that the last stage gives `size`."""
         configs = [member.stage.config for member in self.members[start:stop]]
         if configs[0].kind != "base":
@@ -231,9 +231,13 @@ class Cascade:
 
 
 def changed_sampler(config: StageConfig, changes: dict) -> SamplerConfig:
-    """A stage's sampler with some fields replaced; UserError where it cannot be sampled so."""
+    """A stage's sampler with some fields replaced; UserError where it cannot be sampled so.
+
+    A weight alone is a constant one, where the stage's own oscillates, too.
+    """
+    constant = {"guidance_low": None} if "guidance" in changes else {}
     try:
-        sampler = dataclasses.replace(config.sampler, **changes)
+        sampler = dataclasses.replace(config.sampler, **(constant | changes))
         check_sampler(config, sampler)
         if sampler.guidance and not config.text_drop and not config.network.guidance:
             raise ValueError(

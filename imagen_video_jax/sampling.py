@@ -7,6 +7,7 @@ Every file appears whole or not at all, and a job that was killed goes on: what 
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -59,21 +60,22 @@ class SampleRequest:
 @dataclasses.dataclass(frozen=True)
 class _Job:
     prompt: str
-    prompt_number: int
     number: int
     seed: int
     index: int  # with the seed it alone decides the noise
-
-    @property
-    def file(self) -> str:
-        return f"{self.prompt_number:04d}-{self.number:03d}.mp4"
+    file: str
 
     def row(self) -> dict:
         return {"prompt": self.prompt, "number": self.number, "seed": self.seed, "path": self.file}
 
 
-def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Path) -> list[dict]:
-    """Writes the videos and returns the rows of `samples.jsonl`: prompt, number, seed, path."""
+def sample_to_folder(
+    cascade_path: str, request: SampleRequest, out: pathlib.Path, *, note: Callable[[], None] = lambda: None
+) -> list[dict]:
+    """Writes the videos and returns the rows of `samples.jsonl`: prompt, number, seed, path.
+
+    Args: note is called when the request was found to be a good one, before the work begins.
+    """
     cascade = Cascade.load(
         cascade_path,
         weights=request.weights,
@@ -82,7 +84,7 @@ def sample_to_folder(cascade_path: str, request: SampleRequest, out: pathlib.Pat
         tiling=Tiling(request.tile, request.overlap),
     )
     stages = out / "stages" if request.keep_stages else None
-    return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages)
+    return sample_with(cascade, request, out, name=str(cascade_path), stage_videos=stages, note=note)
 
 
 def _mesh(shape: MeshShape | None):
@@ -93,7 +95,13 @@ def _mesh(shape: MeshShape | None):
 
 
 def sample_with(
-    cascade: Cascade, request: SampleRequest, out: pathlib.Path, *, name: str, stage_videos: pathlib.Path | None = None
+    cascade: Cascade,
+    request: SampleRequest,
+    out: pathlib.Path,
+    *,
+    name: str,
+    stage_videos: pathlib.Path | None = None,
+    note: Callable[[], None] = lambda: None,
 ) -> list[dict]:
     """The same with a loaded cascade.
 
@@ -101,6 +109,7 @@ def sample_with(
     """
     run = _Run(cascade, request, name, stage_videos)
     out = storage.writable_folder(out)
+    note()
     with storage.directory_lock(out):
         run.go_on(out)
         jobs, size = run.jobs, run.chunk_size()
@@ -138,6 +147,9 @@ class _Run:
             changed_sampler(cascade.members[index].stage.config, changes)
         self.video = input_video(request.input, request.start_at, cascade.members[start].stage.config)
         self.before, self.known = self._given()
+        if request.size:
+            cascade.base_size(request.size, start, stop)
+        cascade.encoder  # noqa: B018 - opened, and found to be the right one
         self.jobs = _jobs(request)
 
     def _given(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -155,7 +167,8 @@ class _Run:
         # Known frames of the first stage that runs, so that every stage knows the same span.
         first = self.cascade.members[self.start].stage.config
         longest = (first.frames - 1) / first.fps
-        count = round((request.extend_from or first.frames / first.fps / 2) * first.fps)
+        seconds = request.extend_from or first.frames / first.fps / 2
+        count = round(seconds * first.fps) if math.isfinite(seconds) else 0
         if not 1 <= count < first.frames:
             raise UserError(
                 f"--extend-from must be from {1 / first.fps:.2f} to {longest:.2f} seconds, got {request.extend_from:g}"
@@ -270,13 +283,16 @@ def _jobs(request: SampleRequest) -> list[_Job]:
     """One job per prompt and number. With a seed per prompt the prompt's place in the list decides nothing."""
     if request.seeds and len(request.seeds) != len(request.prompts):
         raise UserError(f"--seeds holds {len(request.seeds)} seeds for {len(request.prompts)} prompts; one each")
+    # Names sort by prompt, then number, however many there are.
+    digits = max(4, len(str(len(request.prompts) - 1))), max(3, len(str(request.num - 1)))
     jobs = []
     for place, prompt in enumerate(request.prompts):
         for number in range(request.num):
             seed, index = request.seed, place * request.num + number
             if request.seeds:
                 seed, index = request.seeds[place], number
-            jobs.append(_Job(prompt, place, number, seed, index))
+            file = f"{place:0{digits[0]}d}-{number:0{digits[1]}d}.mp4"
+            jobs.append(_Job(prompt, number, seed, index, file))
     return jobs
 
 

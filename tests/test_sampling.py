@@ -73,6 +73,36 @@ def test_a_killed_job_goes_on_with_what_is_missing_and_another_job_starts_anew(c
     assert len(made) == 7
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": (0, 8)}, "cannot sample 0x8"),
+        ({"steps": (10**12,)}, "steps must be from 1 to 10000, got 1000000000000"),
+        ({"extend": "nofile.mp4", "extend_from": float("nan")}, "--extend-from must be from .* got nan"),
+        ({"extend": "nofile.mp4", "extend_from": float("inf")}, "--extend-from must be from .* got inf"),
+        ({"fields": (("augmentation_snr", (5.0,)),)}, "more noise than temporal_sr_32f_24x40 was trained with"),
+    ],
+)
+def test_a_refused_request_leaves_the_folder_as_it_was_and_no_note(cascade, tmp_path, changes, says):
+    (tmp_path / "0000-000.mp4").write_bytes(b"a finished video")
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=says):
+        sample_with(cascade, request(**changes), tmp_path, name="test", note=pytest.fail)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "0000-000.mp4": b"a finished video",
+        "samples.jsonl": b"{}\n",
+    }
+
+
+def test_names_sort_by_prompt_and_number_however_many_there_are():
+    def files(**changes):
+        return [job.file for job in sampling._jobs(SampleRequest(**changes))]
+
+    assert files(prompts=("a", "b"), num=2) == ["0000-000.mp4", "0000-001.mp4", "0001-000.mp4", "0001-001.mp4"]
+    for many in (files(prompts=("a", "b"), num=1001), files(prompts=("a",) * 10001)):
+        assert many == sorted(set(many))
+
+
 def test_a_seed_per_prompt_makes_its_place_in_the_list_unimportant(cascade, tmp_path):
     run(cascade, tmp_path / "one", seeds=(5, 6, 7))
     rows = run(cascade, tmp_path / "two", prompts=PROMPTS[::-1], seeds=(7, 6, 5))

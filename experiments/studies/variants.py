@@ -119,8 +119,8 @@ STUDIES = {
         SPATIAL,
         (
             AS_IT_IS,
-            Variant("no noise", {"stage.augmentation_max": "0.0", "stage.augmentation_snr": "inf"}),
-            Variant("the paper's noise", {"stage.augmentation_max": "1.0", "stage.augmentation_snr": "5.0"}),
+            Variant("no noise", {"stage.augmentation_max": "0.0", "stage.sampler.augmentation_snr": "inf"}),
+            Variant("the paper's noise", {"stage.augmentation_max": "1.0", "stage.sampler.augmentation_snr": "5.0"}),
         ),
         steps=600,
     ),

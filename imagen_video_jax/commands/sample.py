@@ -23,7 +23,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seeds", metavar="FILE", help="a seed for each prompt, one a line, instead of --seed")
     parser.add_argument("--num", type=int, default=1, help="videos per prompt")
     parser.add_argument("--steps", metavar="N[,N...]", help="network calls, for all stages or one number per stage run")
-    parser.add_argument("--guidance", metavar="W[,W...]", help="guidance weight, likewise")
+    parser.add_argument(
+        "--guidance", metavar="W[,W...]", help="guidance weight, likewise; constant, without --set guidance_low"
+    )
     parser.add_argument("--sampler", metavar="NAME[,NAME...]", help="ddim, ancestral, dpmpp_2m or distilled, likewise")
     parser.add_argument(
         "--set",
@@ -57,6 +59,7 @@ def add_arguments(parser) -> None:
 def run(arguments, _) -> None:
     from imagen_video_jax.data.buckets import parse_sizes
     from imagen_video_jax.sampling import SampleRequest, sample_to_folder
+    from imagen_video_jax.shipped import miniature
 
     if arguments.num < 1 or arguments.batch < 1:
         raise UserError(f"--num and --batch must be at least 1, got {arguments.num} and {arguments.batch}")
@@ -89,16 +92,18 @@ def run(arguments, _) -> None:
         overlap=_three("--overlap", arguments.overlap),
     )
     use_compilation_cache()
-    sample_to_folder(arguments.cascade or _miniature(request.prompts), request, pathlib.Path(arguments.out))
+    out = pathlib.Path(arguments.out)
+    if arguments.cascade:
+        sample_to_folder(arguments.cascade, request, out)
+    else:
+        sample_to_folder(str(miniature()), request, out, note=lambda: _say_what_is_outside(request.prompts))
 
 
-def _miniature(prompts: tuple[str, ...]) -> str:
-    from imagen_video_jax import shipped
+def _say_what_is_outside(prompts: tuple[str, ...]) -> None:
+    from imagen_video_jax.shipped import outside_note
 
-    folder = str(shipped.miniature())
-    if note := shipped.outside_note(list(prompts)):
+    if note := outside_note(list(prompts)):
         print(note, file=sys.stderr)
-    return folder
 
 
 def _seeds(path: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from imagen_video_jax.diffusion.schedules import Schedule
 
 SAMPLERS = ("ddim", "ancestral", "dpmpp_2m", "distilled")
 RULES = ("cfg", "apg")
+MOST_STEPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class SamplerConfig:
       rescale: share by which the guided estimate gets the conditional one's contrast back (Lin et al. 2023).
       clip: "static", "dynamic" or "none".
       percentile: of dynamic clipping.
+      augmentation_snr: linear SNR of the noise on a super-resolution stage's input (3 or 5 in the paper); inf for none.
     """
 
     name: str = "ddim"
@@ -57,14 +59,15 @@ class SamplerConfig:
     rescale: float = 0.0
     clip: str = "dynamic"
     percentile: float = 99.5
+    augmentation_snr: float = 5.0
 
     def __post_init__(self):
         choices = {"name": SAMPLERS, "rule": RULES, "clip": ("static", "dynamic", "none")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"sampler.{field} must be one of {allowed}, got {getattr(self, field)!r}")
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"sampler.steps must be from 1 to {MOST_STEPS}, got {self.steps}")
         for field in ("gamma", "opening", "rescale"):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise ValueError(f"sampler.{field} must be in [0, 1], got {getattr(self, field)}")
@@ -77,6 +80,8 @@ class SamplerConfig:
             raise ValueError(f"sampler.interval must be two rising times in [0, 1], got {self.interval}")
         if not 0.0 < self.percentile <= 100.0:
             raise ValueError(f"sampler.percentile must be in (0, 100], got {self.percentile}")
+        if not self.augmentation_snr > 0.0:
+            raise ValueError(f"sampler.augmentation_snr must be above 0 (inf is no noise), got {self.augmentation_snr}")
 
     @property
     def weights_S(self) -> np.ndarray:

@@ -76,8 +76,8 @@ class CellSampler:
         """Names what the samples of a cell depend on."""
         digests = list(self.digests)
         digests[self.main] = cell.trained.digest
-        how = [cell.ema, cell.guidance, cell.steps, cell.sampler, cell.seed, self.swept, self.stop]
-        return digest_of("sample-1", digests, how, self.prompts.digest)
+        how = [cell.ema, cell.guidance, cell.low, cell.steps, cell.sampler, cell.seed, self.swept, self.stop]
+        return digest_of("sample-2", digests, how, self.prompts.digest)
 
     # Weights.
 

@@ -232,6 +232,7 @@ class _Sweep:
             "step": cell.trained.step,
             "ema": cell.ema,
             "guidance": cell.guidance,
+            "guidance_low": cell.low,
             "steps": cell.steps or sampler.cascade.members[sampler.main].stage.config.sampler.steps,
             "sampler": cell.changes().get("name", sampler.cascade.members[sampler.main].stage.config.sampler.name),
             "seed": cell.seed,

@@ -16,7 +16,8 @@ PARAPHRASE = "paraphrase"
 PROMPT_SPLITS = (*SPLITS, PARAPHRASE)
 CHECKPOINTS = ("cascade", "newest", "all")
 OWN = "own"
-_SWEPT = ("checkpoints", "ema", "guidance", "steps", "samplers", "seeds")
+CONSTANT = -1.0
+_SWEPT = ("checkpoints", "ema", "guidance", "guidance_low", "steps", "samplers", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SweepConfig:
       vary: name, number or kind of the stage that is swept, or "all".
       checkpoints: "cascade", "newest", "all" or step numbers, of the swept stage's training folder.
       follow_minutes: with "all": wait so long for another checkpoint before ending.
+      guidance_low: with each weight, the low one that it oscillates with; -1 for a constant weight.
       steps, samplers: 0 and "own" are the stage's own.
       prompts: file with a prompt a line; empty for motion_shapes captions.
       real: folder of real videos; empty for videos of the same scenes.
@@ -40,6 +42,7 @@ class SweepConfig:
     follow_minutes: float = 0.0
     ema: tuple[bool, ...] = (True,)
     guidance: tuple[float, ...] = (0.0,)
+    guidance_low: tuple[float, ...] = (CONSTANT,)
     steps: tuple[int, ...] = (0,)
     samplers: tuple[str, ...] = (OWN,)
     seeds: tuple[int, ...] = (0,)
@@ -71,6 +74,10 @@ class SweepConfig:
         for field, least in (("videos", 1), ("batch", 1), ("frames", 2), ("pool", 2), ("loss_clips", 0), ("shown", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
+        if not all(low == CONSTANT or 0.0 <= low < math.inf for low in self.guidance_low):
+            raise ValueError(
+                f"guidance_low must be at least 0, or {CONSTANT:g} for constant weights, got {self.guidance_low}"
+            )
         for field, values in (("guidance", self.guidance), ("follow_minutes", (self.follow_minutes,))):
             if not all(map(math.isfinite, values)):
                 raise ValueError(f"{field} must be finite, got {getattr(self, field)}")
@@ -122,13 +129,14 @@ class Cell:
     trained: Trained
     ema: bool
     guidance: float
+    guidance_low: float
     steps: int
     sampler: str
     seed: int
 
     def changes(self) -> dict:
         """Fields of the swept stage's sampler to change."""
-        found: dict = {"guidance": self.guidance}
+        found: dict = {"guidance": self.guidance, "guidance_low": self.low}
         if self.steps:
             found["steps"] = self.steps
         if self.sampler != OWN:
@@ -136,9 +144,16 @@ class Cell:
         return found
 
     @property
+    def low(self) -> float | None:
+        return None if self.guidance_low == CONSTANT else self.guidance_low
+
+    @property
     def title(self) -> str:
         """What distinguishes it, for people."""
-        own = [f"step {self.trained.step}", f"w {self.guidance:g}"]
+        own = [
+            f"step {self.trained.step}",
+            f"w {self.guidance:g}" + ("" if self.low is None else f" and {self.low:g} in turn"),
+        ]
         own += [f"{self.steps} calls"] if self.steps else []
         own += [self.sampler] if self.sampler != OWN else []
         own += [] if self.ema else ["without EMA"]
@@ -148,7 +163,7 @@ class Cell:
 def cells_of(config: SweepConfig, checkpoints: Sequence[Trained]) -> list[Cell]:
     """Every combination once, whatever stands twice in the config."""
     product = itertools.product(
-        checkpoints, config.ema, config.guidance, config.steps, config.samplers, config.seeds
+        checkpoints, config.ema, config.guidance, config.guidance_low, config.steps, config.samplers, config.seeds
     )  # fmt: skip
     return list(dict.fromkeys(Cell(*values) for values in product))
 

@@ -62,8 +62,9 @@ class GroupNorm(nnx.Module):
         )
         inverse_BTC = jax.lax.rsqrt(jnp.maximum(square_BTC - mean_BTC**2, 0.0) + self.epsilon) * self.scale[...]
         offset_BTC = self.shift[...] - mean_BTC * inverse_BTC
-        scaled = x_BTHWC * inverse_BTC[:, :, None, None].astype(x_BTHWC.dtype)
-        return scaled + offset_BTC[:, :, None, None].astype(x_BTHWC.dtype)
+        # In float32, too: where a mean is large beside the deviation, scale and offset nearly cancel.
+        y = x_BTHWC.astype(jnp.float32) * inverse_BTC[:, :, None, None] + offset_BTC[:, :, None, None]
+        return y.astype(x_BTHWC.dtype)
 
 
 class LayerNorm(nnx.Module):

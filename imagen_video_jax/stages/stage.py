@@ -260,7 +260,9 @@ class Stage:
             conditions = Conditions(text_BLD, text_mask_BL, fps_B)
             shape = (config.frames, *(size or (config.height, config.width)), 3)
         else:
-            conditions = self._sampling_conditions(text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B)
+            conditions = self._sampling_conditions(
+                text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B, snr=sampler.augmentation_snr
+            )
             shape = conditions.low_BTHWC.shape[1:]
 
         def noise_at(name):
@@ -309,9 +311,8 @@ class Stage:
             size=batch.video_BTHWC.shape[2:4],
         )
 
-    def _sampling_conditions(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B) -> Conditions:
-        snr = self.config.augmentation_snr
-        logsnr = min(math.log(snr), Schedule().logsnr_max) if snr != math.inf else Schedule().logsnr_max
+    def _sampling_conditions(self, text_BLD, text_mask_BL, fps_B, low_BTHWC, keys_B, *, snr: float) -> Conditions:
+        logsnr = min(math.log(snr), Schedule().logsnr_max)
         low_logsnr_B = jnp.full((text_BLD.shape[0],), logsnr, jnp.float32)
         low, eps = (
             constrain(a, "batch", "frames", "height")

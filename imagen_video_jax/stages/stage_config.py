@@ -1,6 +1,7 @@
 """`StageConfig`: what one stage of the cascade is, and how it may be sampled."""
 
 import dataclasses
+import math
 
 from imagen_video_jax.diffusion import gaussian
 from imagen_video_jax.diffusion.distillation import StudentConfig
@@ -29,7 +30,6 @@ class StageConfig:
       weighting, sigmoid_bias: of the loss, see diffusion/loss.py.
       text_length, text_drop: tokens per caption; share of examples that train without text.
       augmentation_max: in training the input is noised at cosine time U(0, augmentation_max).
-      augmentation_snr: linear SNR of the input's noise at sampling (3 or 5 in the paper); inf for none.
       schedule, sampler, network, student: see their classes.
     """
 
@@ -51,7 +51,6 @@ class StageConfig:
     text_length: int = 64
     text_drop: float = 0.1
     augmentation_max: float = 1.0
-    augmentation_snr: float = 5.0
     schedule: Schedule = Schedule()
     sampler: SamplerConfig = SamplerConfig()
     network: VideoUNetConfig = VideoUNetConfig()
@@ -72,6 +71,8 @@ class StageConfig:
                 raise ValueError(f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
         if not 0.0 <= self.text_drop <= 1.0:
             raise ValueError(f"text_drop must be in [0, 1], got {self.text_drop}")
+        if not 0.0 <= self.augmentation_max <= 1.0:
+            raise ValueError(f"augmentation_max must be in [0, 1], got {self.augmentation_max}")
         if self.network.low_resolution != (self.kind != "base"):
             raise ValueError(f"network.low_resolution must be {self.kind != 'base'} for kind {self.kind!r}")
         check_sampler(self, self.sampler)
@@ -117,8 +118,16 @@ class StageConfig:
 
 
 def check_sampler(config: StageConfig, sampler: SamplerConfig) -> None:
-    """ValueError unless a stage can be sampled so: students at their own number of calls, others not as students."""
+    """ValueError unless a stage can be sampled so: with noise on its input that it knows, students at their own number
+    of calls, others not as students."""
     name, calls = config.name, config.student.calls
+    # What the cosine schedule has at that time; not asked of it, since it would start a device.
+    least = math.inf if not config.augmentation_max else math.tan(0.5 * math.pi * config.augmentation_max) ** -2
+    if config.kind != "base" and sampler.augmentation_snr < 0.99 * least:
+        raise ValueError(
+            f"sampler.augmentation_snr {sampler.augmentation_snr:g} is more noise than {name} was trained with "
+            f"(augmentation_max {config.augmentation_max:g}); take at least {least:.4g}"
+        )
     if calls and (sampler.name, sampler.steps) != ("distilled", calls):
         raise ValueError(
             f"{name} is a student of {calls} network calls: it samples with sampler 'distilled' and steps {calls}, "
@@ -129,8 +138,8 @@ def check_sampler(config: StageConfig, sampler: SamplerConfig) -> None:
     if not config.network.guidance:
         return
     low, high = config.student.weights
-    for weight in (sampler.guidance, sampler.guidance_low or 0.0):
-        if not low <= weight <= high:
+    for weight in (sampler.guidance, sampler.guidance_low):
+        if weight is not None and not low <= weight <= high:
             raise ValueError(f"guidance {weight:g} is outside {low:g} to {high:g}, what {name} was distilled for")
     if sampler.rule != "cfg" or sampler.rescale:
         raise ValueError(f"{name} is a student, which has learned plain guidance: leave rule and rescale alone")

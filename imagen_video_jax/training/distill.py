@@ -159,8 +159,10 @@ def student_stage(config: DistillConfig, round_: Round) -> StageConfig:
         steps=round_.calls,
         rule="cfg",
         rescale=0.0,
-        guidance=min(max(stage.sampler.guidance, config.weights[0]), config.weights[1]),
-        guidance_low=None if stage.sampler.guidance_low is None else max(stage.sampler.guidance_low, config.weights[0]),
+        guidance=_within(stage.sampler.guidance, config.weights),
+        guidance_low=None
+        if stage.sampler.guidance_low is None
+        else _within(stage.sampler.guidance_low, config.weights),
     )
     return dataclasses.replace(
         stage,
@@ -169,6 +171,10 @@ def student_stage(config: DistillConfig, round_: Round) -> StageConfig:
         sampler=sampler,
         weighting=config.weighting,
     )
+
+
+def _within(weight: float, range_: tuple[float, float]) -> float:
+    return min(max(weight, range_[0]), range_[1])
 
 
 def objective(config: DistillConfig, round_: Round, teacher: Stage, path: pathlib.Path) -> Objective:

@@ -48,7 +48,7 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
     """Shapes, dtypes and shardings of a state; an optimizer moment is laid out like its parameter."""
     shapes = jax.eval_shape(lambda params: _of_params(params, optimizer), stage.network.abstract)
     params = partitioning.shardings_of(mesh, stage.network.abstract, stage.network.axes)
-    # Optimizer state holds trees shaped like the parameters (Adam), recognised by path and shape.
+    # Optimizer state holds trees shaped like the parameters, recognised by path and shape; Muon's lie one level deeper.
     by_path = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(stage.network.abstract)[0]:
         by_path[tuple(key.key for key in path)] = leaf.shape
@@ -58,8 +58,9 @@ def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: 
 
     def optimizer_sharding(path, leaf):
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        same = by_path.get(names) == leaf.shape
-        return sharding_by_path[names] if same else partitioning.replicated(mesh)
+        ends = (names[begin:] for begin in range(len(names)))
+        found = next((end for end in ends if by_path.get(end) == leaf.shape), None)
+        return partitioning.replicated(mesh) if found is None else sharding_by_path[found]
 
     shardings = TrainState(
         step=partitioning.replicated(mesh),

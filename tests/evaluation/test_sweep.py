@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from imagen_video_jax import checkpoint, configs, storage
-from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade import Cascade, changed_sampler
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
 from imagen_video_jax.evaluation.features import FeatureStore
-from imagen_video_jax.evaluation.sweep import SweepConfig
+from imagen_video_jax.evaluation.sweep import CONSTANT, SweepConfig, Trained, cells_of
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.resume import as_dict
+from tests.stages.stage_kinds import NAMES, tiny
 
 NETWORK = {"channels": (16,), "blocks": (1,), "spatial_attention": (False,), "text_attention": (True,)}
 SIZE = 2  # videos per cell
@@ -137,6 +138,21 @@ def test_values_that_stand_twice_are_said():
         "seeds holds 3 twice or more: its cells are made once",
     ]
     assert not SweepConfig("x", guidance=(0.0, 1.0)).repeated()
+
+
+def test_a_cells_weight_is_constant_unless_the_sweep_oscillates():
+    config = SweepConfig("x", guidance=(0.0, 6.0), guidance_low=(CONSTANT, 1.0))
+    cells = cells_of(config, [Trained("", 1, "")])
+    assert [cell.title for cell in cells] == [
+        f"step 1, w {weight}, seed 0" for weight in ("0", "0 and 1 in turn", "6", "6 and 1 in turn")
+    ]
+    stage = tiny(NAMES[0])
+    oscillating = dataclasses.replace(stage.sampler, guidance=15.0, guidance_low=1.0, opening=0.0, steps=4)
+    stage = dataclasses.replace(stage, sampler=oscillating)
+    assert changed_sampler(stage, {}).weights_S.tolist() == [15, 1, 15, 1]
+    assert [changed_sampler(stage, cell.changes()).weights_S.tolist() for cell in cells] == [
+        [0, 0, 0, 0], [0, 1, 0, 1], [6, 6, 6, 6], [6, 1, 6, 1]
+    ]  # fmt: skip
 
 
 def test_what_killed_processes_were_writing_of_a_cell_is_removed_and_nothing_else(tmp_path):
@@ -291,6 +307,7 @@ def test_processes_share_the_chunks_and_make_each_row_once(world, tmp_path, monk
         ({"metrics": "(lpips)"}, "lpips: compares pairs"),
         ({"guidance": "(-1)"}, "guidance must be at least 0, got -1"),
         ({"guidance": "(0,nan)"}, "guidance must be finite"),
+        ({"guidance_low": "(-2.0,)"}, "guidance_low must be at least 0, or -1 for constant weights"),
         ({"follow_minutes": -1}, "follow_minutes must be at least 0, got -1"),
         ({"checkpoints": "(last)"}, "got 'last'"),
         ({"samplers": "(euler)"}, "got 'euler'"),

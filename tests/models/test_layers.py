@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from imagen_video_jax import chips, partitioning
-from imagen_video_jax.models.layers import spatial_convolution, temporal_convolution
+from imagen_video_jax import chips, functional, partitioning
+from imagen_video_jax.models.layers import GroupNorm, spatial_convolution, temporal_convolution
 from imagen_video_jax.partitioning import MeshShape
 
 WEIGHTS_SHARDED = MeshShape(data=1, fsdp=2, frames=2, height=2)
@@ -64,3 +64,14 @@ def test_flops_are_those_of_the_whole_video_on_any_mesh():
     for shape in (WEIGHTS_SHARDED, MeshShape(data=1, tensor=2, frames=2, height=2)):
         cost = chips.count(program(temporal_convolution, partitioning.make_mesh(shape)), x, kernel)
         assert cost.flops == pytest.approx(3 * 2 * 2 * 8 * 8 * 6 * 16 * 16 * 3, rel=0.2)
+
+
+def test_a_normalisation_in_half_precision_is_exact_where_the_mean_is_large():
+    x = 16.0 + np.random.default_rng(0).normal(size=(1, 1, 8, 8, 32))
+    x = jnp.asarray(x, jnp.bfloat16)
+    network = functional.split(lambda rngs: GroupNorm(32))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), network.abstract) | {"scale": jnp.ones(32)}
+    exact = network.apply(params, x.astype(jnp.float32))
+    found = network.apply(params, x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=2**-8 * np.abs(exact).max())

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_video_jax.diffusion.samplers import SamplerConfig
 from imagen_video_jax.functional import parameter_count
 from imagen_video_jax.stages.stage import Conditions, Stage
 from imagen_video_jax.stages.stage_config import StageConfig
@@ -126,6 +127,10 @@ def test_a_new_residual_stage_returns_its_input_denoised(name):
     ("changes", "says"),
     [
         ({"window": 9}, "window must be between 1 and frames 8"),
+        ({"augmentation_max": 1.5}, "augmentation_max must be in"),
+        ({"augmentation_max": -1.0}, "augmentation_max must be in"),
+        ({"sampler": SamplerConfig(augmentation_snr=5.0)}, "snr 5 is more noise than temp.* take at least 39.86"),
+        ({"augmentation_max": 0.0}, "augmentation_snr 20000 is more noise than .* take at least inf"),
         ({"window": 3}, "train_frames 3 must be divisible by factor 2"),
         ({"prediction": "v"}, "residual needs prediction 'x'"),
     ],

@@ -26,7 +26,7 @@ from imagen_video_jax.training.distill import (
 )
 from imagen_video_jax.training.train_config import TrainConfig
 from imagen_video_jax.video.files import read_video
-from tests.stages.stage_kinds import NAMES, random_batch, smallest
+from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
 from tests.test_cli import SMALL, line_of, state_hashes
 
 
@@ -42,6 +42,16 @@ def pair(name, **changes):
     weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), teacher.network.abstract)
     student = Stage(student_stage(config, rounds_of(config)[0]))
     return config, teacher, weights, student, {**jax.jit(student.init)(jax.random.key(0)), **weights}
+
+
+@pytest.mark.parametrize(("low", "expected"), [(None, None), (1.0, 2.0), (20.0, 15.0)])
+def test_a_range_of_weights_may_start_above_0_and_the_samplers_weights_lie_in_it(low, expected):
+    stage = tiny(NAMES[0])
+    stage = dataclasses.replace(stage, sampler=dataclasses.replace(stage.sampler, guidance=1.0, guidance_low=low))
+    config = config_of(stage, weights=(2.0, 15.0))
+    for round_ in rounds_of(config):
+        sampler = student_stage(config, round_).sampler
+        assert (sampler.guidance, sampler.guidance_low) == (2.0, expected)
 
 
 @pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])

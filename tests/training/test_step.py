@@ -13,7 +13,7 @@ from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
 from imagen_video_jax.training.state import abstract_state, initial_state, shardings_of
 from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, loss_of, make_train_step, means_of
-from tests.stages.stage_kinds import NAMES, random_batch, smallest
+from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup=2)
 
@@ -142,6 +142,21 @@ def test_accumulated_gradients_are_the_gradients_of_the_whole_batch():
     (loss_in_parts, _), parts = results[1]
     np.testing.assert_allclose(loss, loss_in_parts, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_moments_are_laid_out_as_their_parameters(name):
+    mesh = partitioning.make_mesh(MeshShape(data=1, fsdp=8))
+    state = abstract_state(Stage(tiny(NAMES[0])), direction(OptimizerConfig(name=name)), mesh)
+
+    def share_of_a_device(tree):
+        leaves = jax.tree.leaves(tree)
+        own = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+        return own / sum(leaf.size for leaf in leaves)
+
+    share = share_of_a_device(state.params)
+    assert share < 0.2
+    assert share_of_a_device(state.optimizer) == pytest.approx(share, abs=0.01)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

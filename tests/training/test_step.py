@@ -156,7 +156,9 @@ def test_moments_are_laid_out_as_their_parameters(name):
 
     share = share_of_a_device(state.params)
     assert share < 0.2
-    assert share_of_a_device(state.optimizer) == pytest.approx(share, abs=0.01)
+    assert share_of_a_device(state.optimizer) == pytest.approx(
+        share, abs=0.03
+    )  # the small parameters, which are whole, have other moments
 
 
 @pytest.mark.parametrize("parts", [1, 4])

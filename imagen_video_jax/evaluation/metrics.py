@@ -84,7 +84,7 @@ class Options:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-_KERNEL_ROWS = 4000  # features of a set whose kernel is computed at once
+_DRAWN = 4000  # videos of a set that the interval of a kernel distance draws one by one: 128 MB of sums over pairs
 _BUDGET = 2e11  # floating-point operations for the interval of one distance: seconds on a laptop
 
 
@@ -114,39 +114,29 @@ def _frechet(name: str, metric: Metric, real: VideoSet, generated: VideoSet, opt
 
 def _kernel(kind) -> Callable:
     def compute(name: str, metric: Metric, real: VideoSet, generated: VideoSet, options: Options) -> dict:
-        sets = [s.features[metric.features] for s in (real, generated)]
-        most = max(sum(map(len, one)) for one in sets)
-        if most > _KERNEL_ROWS:
-            return _in_blocks(name, kind, sets, -(-most // (_KERNEL_ROWS // 2)))
+        sets = [_drawn(s.features[metric.features]) for s in (real, generated)]
         try:
-            distance = kind(*(np.concatenate(list(one)) for one in sets))
+            distance = kind(*map(np.concatenate, sets), [[len(video) for video in one] for one in sets])
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-        value = distance()
-        rows = [np.repeat(np.arange(len(one)), [len(video) for video in one]) for one in sets]
+        value, sizes = distance(), (len(sets[0]), len(sets[1]))
 
         def resampled(*chosen) -> float:
-            counts = [np.bincount(c, minlength=len(one))[r] for c, one, r in zip(chosen, sets, rows)]
-            return distance(*(count.astype(float) for count in counts))
+            return distance(*(np.bincount(c, minlength=size).astype(float) for c, size in zip(chosen, sizes)))
 
-        sizes = (len(sets[0]), len(sets[1]))
-        resamples = int(np.clip(_BUDGET / (2.0 * sum(map(len, rows)) ** 2), 10, 200))
-        interval = bootstrap.distance_interval(value, resampled, sizes, resamples=resamples, lowest=None)
+        interval = bootstrap.distance_interval(value, resampled, sizes, resamples=200, lowest=None)
         return {name: value, f"{name}_interval": interval}
 
     return compute
 
 
-def _in_blocks(name: str, kind, sets, blocks: int) -> dict:
-    """The mean distance of random parts, as KID is computed: a kernel matrix of all features would not fit."""
-    rng = np.random.default_rng(0)
-    blocks = min(blocks, *(len(one) // 2 for one in sets))
-    parts = [np.array_split(rng.permutation(len(one)), blocks) for one in sets]
-    values = [
-        kind(*(np.concatenate([one[i] for i in part]) for one, part in zip(sets, pair)))() for pair in zip(*parts)
-    ]
-    value, half = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return {name: value, f"{name}_interval": [value - half, value + half]}
+def _drawn(videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The features [N, D] of each video, or of random groups of videos where there are too many for a matrix of their
+    pairs: the distance is the same, and groups drawn again vary it as much as their videos would."""
+    if len(videos) <= _DRAWN:
+        return list(videos)
+    order = np.random.default_rng(0).permutation(len(videos))
+    return [np.concatenate([videos[i] for i in group]) for group in np.array_split(order, _DRAWN)]
 
 
 def _mean(column: int) -> Callable:

@@ -1,10 +1,13 @@
 """Distances of sets of features: against scipy, against closed forms, and their intervals against the truth."""
 
+import json
+
 import numpy as np
 import pytest
 
-from imagen_video_jax.evaluation import bootstrap, mmd
+from imagen_video_jax.evaluation import bootstrap, metrics, mmd
 from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples, symmetric_root
+from imagen_video_jax.evaluation.metrics import METRICS, Options, VideoSet, measure
 
 
 def features(seed, count, width=12, scale=1.0, shift=0.0):
@@ -101,6 +104,68 @@ def test_cmmd_is_zero_for_equal_sets_and_ignores_the_length_of_features():
     k = lambda x, y: np.exp(-squares(x, y) / 200).mean()  # noqa: E731
     expected = 1000 * (k(unit_a, unit_a) + k(unit_b, unit_b) - 2 * k(unit_a, unit_b))
     assert mmd.cmmd(a, b)() == pytest.approx(expected, rel=1e-8)
+
+
+def direct(name, first_ND, second_MD):
+    """KID or CMMD with the kernel matrices of all features at once."""
+    kernel = mmd.gaussian if name == "cmmd" else mmd.polynomial
+    xx, yy, xy = (kernel(x, y) for x, y in ((first_ND, first_ND), (second_MD, second_MD), (first_ND, second_MD)))
+    if name == "cmmd":
+        return 1000 * (xx.mean() + yy.mean() - 2 * xy.mean())
+    return sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy)) - 2 * xy.mean()
+
+
+def clips(seed, count, frames, width=4):
+    """Videos of features whose frames are alike, as those of one video are."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(1, width)) + 0.1 * rng.normal(size=(frames, width)) + 1 for _ in range(count)]
+
+
+def measured(name, real, generated):
+    extractor = METRICS[name].features
+    return measure(name, VideoSet({extractor: real}), VideoSet({extractor: generated}), Options())
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+@pytest.mark.parametrize("tile", [1, 3, 1024])
+def test_tiles_of_any_size_give_the_distance_of_all_features_at_once_and_of_videos_drawn_again(monkeypatch, name, tile):
+    monkeypatch.setattr(mmd, "_TILE", tile)
+    lengths = ([1, 7, 2, 3], [5, 1, 4])  # within a tile, over its edge, over several
+    first, second = ([clips(10 * s + n, 1, n)[0] for n in one] for s, one in enumerate(lengths))
+    distance = getattr(mmd, name)(np.concatenate(first), np.concatenate(second), lengths)
+    expected = direct(name, np.concatenate(first), np.concatenate(second))
+    assert distance() == pytest.approx(expected, rel=1e-9)
+    assert getattr(mmd, name)(np.concatenate(first), np.concatenate(second))() == pytest.approx(expected, rel=1e-9)
+    drawn = direct(name, np.concatenate([first[i] for i in (0, 1, 1, 3)]), np.concatenate([second[2]] * 3))
+    assert distance(np.array([1.0, 2, 0, 1]), np.array([0.0, 0, 3])) == pytest.approx(drawn, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+def test_a_kernel_distance_is_exact_however_many_features_there_are(name):
+    real, generated = clips(0, 260, 16), clips(1, 40, 16)
+    found = measured(name, real, generated)
+    assert found[name] == pytest.approx(direct(name, np.concatenate(real), np.concatenate(generated)), rel=1e-9)
+    # 20 videos more hardly move it: they did where the sets were split.
+    low, high = found[f"{name}_interval"]
+    assert low < measured(name, real[:240], generated)[name] < high
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_generated_videos_beside_many_real_ones_give_an_interval_that_json_can_hold(name, count):
+    found = json.loads(json.dumps(measured(name, clips(0, 260, 16), clips(1, count, 16)), allow_nan=False))
+    low, high = found[f"{name}_interval"]
+    assert low < found[name] < high
+
+
+def test_groups_of_too_many_videos_give_the_distance_and_about_the_interval_of_the_videos(monkeypatch):
+    real, generated = clips(0, 900, 1), clips(1, 100, 1)
+    alone = measured("kvd", real, generated)
+    monkeypatch.setattr(metrics, "_DRAWN", 80)
+    grouped = measured("kvd", real, generated)
+    assert grouped["kvd"] == pytest.approx(alone["kvd"], rel=1e-9)
+    widths = [found["kvd_interval"][1] - found["kvd_interval"][0] for found in (alone, grouped)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.3)
 
 
 def test_intervals_of_means_hold_the_truth_about_as_often_as_they_say():

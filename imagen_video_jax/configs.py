@@ -39,6 +39,10 @@ def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
         config = module.get_config(scale) if scale else module.get_config()
     except ValueError as error:
         raise UserError(f"--config {argument}: {error}") from None
+    except Exception as error:
+        raise UserError(f"--config {argument}: get_config raises {_told(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {argument}: get_config must return a ConfigDict, got a {type(config).__name__}")
     for override in overrides:
         _apply(config, override)
     return config
@@ -81,6 +85,11 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
 def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> DistillConfig:
     """A checked distillation config with its data; what it leaves open is as its teacher was trained."""
     values = load(argument, overrides).to_dict()
+    if missing := {"teacher", "data", "step", "scale", *_TEACHER_ONLY, *_OF_THE_CHAIN} - set(values):
+        raise UserError(
+            f"--config {argument} has no field {', '.join(sorted(missing))}; distillation takes one like "
+            "experiments/distill.py:mini"
+        )
     if not values["teacher"]:
         raise UserError("distillation needs --config.teacher=WORKDIR, the folder of a trained stage or of a bundle's")
     teacher = find_teacher(values["teacher"], values["stage"])
@@ -139,6 +148,8 @@ def _data_of(trained: dict) -> dict:
 
 def to_dataclass(cls, values: dict, where: str, **given):
     """Builds a (nested) frozen dataclass from a dict; UserError for wrong fields. `given` ones are ready."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a group of fields, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for name in values:
@@ -196,7 +207,7 @@ def _parse(where: str, text: str, current):
                 return tuple({"true": True, "1": True, "false": False, "0": False}[part.lower()] for part in parts)
             return tuple(kind(part) for part in parts)
         return type(current)(text)
-    except (ValueError, KeyError):
+    except (TypeError, ValueError, KeyError):
         raise UserError(f"{where} must be of type {type(current).__name__} like {current!r}, got {text!r}") from None
 
 
@@ -209,6 +220,22 @@ def _load_module(name: str):
     path = pathlib.Path(name)
     if path.suffix != ".py":
         raise UserError(f"--config must name a Python file like experiments/base_16f_24x40.py:mini, got {name!r}")
+    try:
+        module = _executed(path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a person's own code may raise
+        raise UserError(f"config file {name} cannot be loaded: {_told(error)}") from None
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{name} has no get_config(scale)")
+    return module
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _executed(path: pathlib.Path):
     if path.is_file():
         # Experiment files import `experiments`: the folder beside them, or the packaged one.
         own = pathlib.Path(__file__).parent
@@ -216,13 +243,10 @@ def _load_module(name: str):
         spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    elif path.parent.name == "experiments":
-        module = packaged(path.stem)
-    else:
-        raise UserError(f"no such config file: {name}")
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{name} has no get_config(scale)")
-    return module
+        return module
+    if path.parent.name == "experiments":
+        return packaged(path.stem)
+    raise UserError(f"no such config file: {path}")
 
 
 def packaged(stem: str):

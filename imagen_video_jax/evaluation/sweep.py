@@ -86,6 +86,8 @@ class SweepConfig:
         for field, values in (("guidance", self.guidance), ("steps", self.steps), ("seeds", self.seeds)):
             if min(values) < 0:
                 raise ValueError(f"{field} must be at least 0, got {min(values)}")
+        if max(self.seeds) >= 2**32:
+            raise ValueError(f"seeds must be in [0, 2^32), got {max(self.seeds)}")
         for name in self.samplers:
             if name not in (OWN, *SAMPLERS):
                 raise ValueError(f"samplers are {OWN}, {', '.join(SAMPLERS)}, got {name!r}")

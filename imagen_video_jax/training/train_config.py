@@ -1,6 +1,7 @@
 """`TrainConfig`: what a training run is."""
 
 import dataclasses
+import math
 
 from jax.sharding import Mesh
 
@@ -81,6 +82,10 @@ class TrainConfig:
                 raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
         if self.batch_size + self.image_batch_size < 1:
             raise ValueError("batch_size and image_batch_size are both 0: there is nothing to train on")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2^32), got {self.seed}")
+        if not 0 <= self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds must be at least 0, got {self.max_seconds}")
         if not 0 <= self.bad_share <= 1:
             raise ValueError(f"bad_share must be in [0, 1], got {self.bad_share}")
         ClipSpec(1, 1, 1, crop=self.crop, short=self.short)  # raises where these are not known

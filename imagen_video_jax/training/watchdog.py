@@ -48,7 +48,7 @@ class Deadlines:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
+            if not 0 <= getattr(self, field.name) < math.inf:
                 raise ValueError(f"deadlines.{field.name} must be at least 0, got {getattr(self, field.name)}")
 
 

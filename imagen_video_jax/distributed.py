@@ -133,7 +133,8 @@ def from_first(make: Callable[[], T]) -> T:
         except UserError as error:
             answer = json.dumps({"error": str(error), "exit_code": error.exit_code}).encode()
         except OSError as error:
-            answer = json.dumps({"system_error": [error.errno, error.strerror or str(error)]}).encode()
+            named = None if error.filename is None else str(error.filename)
+            answer = json.dumps({"system_error": [error.errno, error.strerror or str(error), named]}).encode()
     first = json.loads(_gather(answer)[0])
     if "error" in first:
         raise UserError(first["error"], first["exit_code"])

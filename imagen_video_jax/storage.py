@@ -56,7 +56,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.filename is None:  # the kernel names no file where a disk is full
+        # The kernel names no file where a disk is full, and a person knows nothing of the temporary one.
+        if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path)
         raise
     finally:

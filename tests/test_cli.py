@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from imagen_video_jax import checkpoint, configs, storage
 from imagen_video_jax.cli import main
+from imagen_video_jax.commands import parsing
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.text.t5_encoder import T5Config
 from imagen_video_jax.training.metrics import read_rows
@@ -171,6 +175,116 @@ def test_wrong_training_requests_are_one_line_and_exit_2(world, tmp_path, capsys
     assert train(world, tmp_path / "run", 2, *arguments) == 2
     assert says in line_of(capsys)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+CONFIG = "from ml_collections import ConfigDict\ndef get_config(scale='tiny'):\n    return "
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config(:\n", "own.py cannot be loaded: SyntaxError: invalid syntax (own.py, line 1)"),
+        ("import no_such_module\n", "own.py cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\n", "own.py has no get_config(scale)"),
+        ("def get_config():\n    return 1\n", "own.py:tiny: get_config raises TypeError: get_config() takes 0"),
+        (CONFIG + "{}['x']\n", "own.py:tiny: get_config raises KeyError: 'x'"),
+        (CONFIG + "None\n", "own.py:tiny: get_config must return a ConfigDict, got a NoneType"),
+        (CONFIG + "ConfigDict({'stage': 3})\n", "config.stage must be a group of fields, got 3"),
+        (CONFIG + "ConfigDict({'steps': None})\n", "config.steps must be of type NoneType like None, got '2'"),
+    ],
+)
+def test_config_files_with_mistakes_are_one_line(tmp_path, capsys, text, says):
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    steps = ["--config.steps=2"] if "'steps'" in text else []
+    assert main(["train", "--config", f"{file}:tiny", "--workdir", str(tmp_path / "run"), *steps]) == 2
+    assert says in line_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("demo --out {out} --seed -1", "--seed: must be in [0, 2^32), got -1"),
+        ("demo --out {out} --seed 4294967296", "--seed: must be in [0, 2^32), got 4294967296"),
+        ("demo --out {out} --minutes inf", "--minutes: must be a finite number below 1e300, got inf"),
+        ("prepare --source {data} --out {out} --megabytes-per-file inf", "--megabytes-per-file: must be a finite"),
+        ("prepare --source {data} --out {out} --megabytes-per-file nan", "--megabytes-per-file: must be a finite"),
+        ("prepare --source {data} --out {out} --megabytes-per-file 1e20", "from 256 to 2^43 MB of memory, got 1e+20"),
+        ("prepare --source {data} --out {out} --shard-megabytes nan", "--shard-megabytes: must be a finite"),
+        ("prepare --source {data} --out {out} --shard-megabytes 1e400", "--shard-megabytes: must be a finite"),
+        ("prepare --source {data} --out {out} --seconds-per-file 1e9", "at most 1000000, got 1e+09"),
+        ("prepare --source {long} --out {out}", "x: File name too long"),
+        ("prepare --source {data} --out {long}", "x: File name too long"),
+        ("inspect {long} --out {out}.png", "x: File name too long"),
+        ("inspect {data} --out {long}.png", "x.png: File name too long"),
+        ("inspect {data} --out {folder}", "must be a .png in a folder that is there"),
+        ("inspect {data}/0.mp4/x", "no such file or folder"),
+        ("cascade --stage {long} --out {out}", "x: File name too long"),
+        ("sample --prompts {data}/latin.txt --out {out}", "latin.txt is not UTF-8 text (invalid continuation"),
+        ("train {tiny} --workdir {out} --config.seed=-1", "config.seed must be in [0, 2^32), got -1"),
+        ("train {tiny} --workdir {out} --config.seed=" + "9" * 23, "got 99999999999999999999999"),
+        ("train {tiny} --workdir {out} --config.max_seconds=nan", "max_seconds must be at least 0, got nan"),
+        ("train {tiny} --workdir {out} --config.deadlines.step=inf", "deadlines.step must be at least 0, got inf"),
+        (
+            "evaluate {sweep} --workdir {out} --config.seeds=(0,4294967296)",
+            "seeds must be in [0, 2^32), got 4294967296",
+        ),
+        ("distill {tiny} --workdir {out}", "has no field calls_base, calls_others"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_one_line_and_leave_nothing(tmp_path, capsys, command, says):
+    data, folder = tmp_path / "data", tmp_path / "folder.png"
+    folder.mkdir()
+    data.mkdir()
+    (data / "0.mp4").write_bytes(b"<html>")
+    (data / "latin.txt").write_bytes("ä\n".encode("latin-1"))
+    names = {"data": data, "out": tmp_path / "out", "long": tmp_path / LONG, "folder": folder}
+    names |= {"tiny": f"--config {BASE}", "sweep": "--config experiments/evaluate.py:tiny --config.cascade=x.json"}
+    assert main(command.format(**names).split()) == 2
+    assert says in line_of(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "folder.png"}
+
+
+def test_paths_without_the_right_to_use_them_are_one_line(tmp_path):
+    data, closed, fixed = (tmp_path / name for name in ("data", "closed", "fixed"))
+    for folder in (data, closed, fixed):
+        folder.mkdir()
+    (data / "0.mp4").write_bytes(b"<html>")
+    closed.chmod(0)
+    fixed.chmod(0o500)
+    unreadable = f"error: cannot use {closed}/records.jsonl: Permission denied"
+    requests = {
+        f"inspect {data} --out {fixed}/x.png": f"error: cannot write to {fixed}: Permission denied",
+        f"inspect {closed} --out {tmp_path}/x.png": unreadable,
+        f"prepare --source {closed} --out {tmp_path}/out": unreadable,
+    }
+    code = "import sys; from imagen_video_jax.cli import main; print([main(line.split()) for line in sys.stdin])"
+    run = [*without_the_powers_of_root(), sys.executable, "-c", code]
+    shown = subprocess.run(run, input="\n".join(requests), capture_output=True, text=True, check=False)
+    assert shown.stderr.splitlines() == list(requests.values())
+    assert shown.stdout == "[2, 2, 2]\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "closed", "fixed"}
+
+
+def without_the_powers_of_root() -> list[str]:
+    """What a command begins with so that permissions hold for it too."""
+    if os.geteuid() != 0:
+        return []
+    powers = "-dac_override,-dac_read_search"
+    run = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+    if not shutil.which("setpriv") or subprocess.run([*run, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the superuser may use every path; needs setpriv")
+    return run
+
+
+def test_a_file_of_prompts_is_utf_8_and_only_line_ends_part_it(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeff a café\x0cat night \r\n\n\u2028two\u2028lines\x85\n".encode())
+    assert parsing.lines(str(file)) == ["a café\x0cat night", "two\u2028lines"]
 
 
 def test_a_workdir_of_another_stage_and_a_changed_model_are_refused(world, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from imagen_video_jax.commands.parsing import number, seed
 from imagen_video_jax.commands.process import use_compilation_cache
 from imagen_video_jax.errors import UserError
 
@@ -11,9 +12,9 @@ TEXT = "Sample videos of the shipped miniature, train its seven stages on, and c
 
 def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=None, help="training time for all stages")
+    parser.add_argument("--minutes", type=number, default=None, help="training time for all stages")
     parser.add_argument("--scratch", action="store_true", help="train from nothing instead")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
 
 
 def run(arguments, _) -> None:

@@ -51,6 +51,6 @@ def _scores(path: str) -> dict[str, float]:
 
 def _text(path: str) -> str:
     try:
-        return pathlib.Path(path).read_text()
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -4,7 +4,8 @@ import os
 import pathlib
 import sys
 
-from imagen_video_jax.commands.process import stop_on_sigterm
+from imagen_video_jax.commands.parsing import number
+from imagen_video_jax.commands.process import is_of_a_path, stop_on_sigterm
 from imagen_video_jax.errors import FAILED, STOPPED_AFTER_SAVING, UserError
 from imagen_video_jax.training.stopping import StopNow
 
@@ -29,7 +30,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="*.array_record, statistics.json, quarantine.jsonl")
     parser.add_argument("--workers", type=int, metavar="N", help="files at once; default one per CPU")
     for name, text in NUMBERS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="X", help=text)
     parser.add_argument(
         "--beam",
         metavar="OPTIONS",
@@ -73,7 +74,10 @@ def run(arguments, _) -> None:
         # Files that are being decoded are not waited for; their processes end with this one.
         os._exit(STOPPED_AFTER_SAVING if isinstance(stopped, StopNow) else 130)
     except OSError as error:
-        raise UserError(f"{arguments.out}: {error.strerror or error}; run the same command again", FAILED) from None
+        if is_of_a_path(error):  # the source's, as often as not, and no second run mends it
+            raise
+        where = error.filename or arguments.out
+        raise UserError(f"{where}: {error.strerror or error}; run the same command again", FAILED) from None
     print(
         f"{arguments.out}: {statistics['kept']} clips kept, {statistics['dropped']} files dropped, "
         f"{statistics['duplicates']} duplicates; reasons in quarantine.jsonl and statistics.json"

@@ -17,6 +17,8 @@ from imagen_video_jax.training.stopping import Stop
 T = TypeVar("T")
 # What a command may meet wherever it writes: a disk or a quota that is full, a disk that may only be read.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What makes a path that a person named unusable, for reading too.
+_CANNOT_USE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
 
 def in_one_line(work: Callable[[], int | None]) -> int:
@@ -27,13 +29,22 @@ def in_one_line(work: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno in _CANNOT_WRITE:
+            what = f"write {error.filename or 'its files'}"
+        elif is_of_a_path(error):
+            what = f"use {error.filename}"
+        else:
             raise
-        print(f"error: cannot write {error.filename or 'its files'}: {error.strerror}", file=sys.stderr)
+        print(f"error: cannot {what}: {error.strerror}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def is_of_a_path(error: OSError) -> bool:
+    """Whether it tells of a path that cannot be used as it is: another path or other rights mend it."""
+    return error.errno in _CANNOT_USE and error.filename is not None
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from imagen_video_jax.video.containers import Media, size_of
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.reading import Facts, MediaError, Video
 
+_MOST_SECONDS = 1_000_000  # what a socket can wait for is twice as long
+
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSettings:
@@ -53,8 +55,12 @@ class PrepareSettings:
                 raise UserError(f"min_{name} {low:g} is above max_{name} {high:g}")
         if not 0 <= self.cut <= 1 or not 0 <= self.validation < 1:
             raise UserError(f"cut must be in [0, 1] and validation in [0, 1), got {self.cut} and {self.validation}")
-        if not self.seconds_per_file > 0 or self.memory_per_file < 256 << 20 or self.shard_bytes < 1:
-            raise UserError("a file needs a positive time, at least 256 MB of memory, and a shard some room")
+        if not 0 < self.seconds_per_file <= _MOST_SECONDS:
+            raise UserError(f"seconds_per_file must be above 0, at most {_MOST_SECONDS}, got {self.seconds_per_file:g}")
+        if not 256 << 20 <= self.memory_per_file < 1 << 63:
+            raise UserError(f"a file needs from 256 to 2^43 MB of memory, got {self.memory_per_file / 2**20:g}")
+        if self.shard_bytes < 1:
+            raise UserError(f"a shard needs at least a byte, got {self.shard_bytes}")
 
 
 @dataclasses.dataclass(frozen=True)

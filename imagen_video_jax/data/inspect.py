@@ -28,12 +28,13 @@ def inspect(source: str, sheet: pathlib.Path, *, rows: int = 12) -> None:
     Raises:
       UserError: nothing to read there; with exit code 4 not one of the clips chosen can be read.
     """
+    if not sheet.parent.is_dir() or sheet.suffix.lower() != ".png" or sheet.is_dir():
+        raise UserError(f"--out must be a .png in a folder that is there, got {sheet}")
+    storage.writable_folder(sheet.parent)  # before minutes of reading
     listing = list_source(source)
     if not listing.examples:
         first = f"; the first problem: {listing.problems[0]}" if listing.problems else ""
         raise UserError(f"{source} holds no videos or images{first}")
-    if not sheet.parent.is_dir() or sheet.suffix.lower() != ".png":
-        raise UserError(f"--out must be a .png in a folder that is there, got {sheet}")
     chosen = _spread(listing.examples, rows)
     videos, labels, bad = [], [], []
     for example in chosen:

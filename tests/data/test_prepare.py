@@ -446,7 +446,9 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
         command = [*COMMAND, "prepare", "--source", str(source), "--out", str(full)]
         failed = subprocess.run(command, capture_output=True, text=True)
         assert failed.returncode == FAILED
-        assert failed.stderr.splitlines() == [f"error: {full}: No space left on device; run the same command again"]
+        (line,) = failed.stderr.splitlines()
+        assert line.startswith(f"error: {full}")
+        assert line.endswith(": No space left on device; run the same command again")
         assert not list(full.glob("*.array_record"))
         subprocess.run(["mount", "-o", "remount,size=8m", str(full)], check=True)
         assert subprocess.run(command, capture_output=True).returncode == 0
@@ -462,7 +464,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
         ({"min_seconds": 3.0, "max_seconds": 2.0}, "min_seconds 3 is above max_seconds 2"),
         ({"cut": 2.0}, r"cut must be in \[0, 1\]"),
         ({"validation": 1.0}, r"validation in \[0, 1\)"),
-        ({"seconds_per_file": 0.0}, "positive time"),
+        ({"seconds_per_file": 0.0}, "seconds_per_file must be above 0"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, match):

@@ -75,10 +75,26 @@ def last_checkpoint(workdir: pathlib.Path, *, student: bool) -> pathlib.Path:
         if distilled:
             raise UserError(f"{workdir} is a folder of imagen-video distill; write --student after it")
         return checkpoint.require_newest(workdir)
-    if not file.exists():
-        raise UserError(f"{workdir} has no round that is done; run imagen-video distill first", NO_CHECKPOINT)
-    row = json.loads(file.read_text().splitlines()[-1])
-    return checkpoint.verify(workdir / row["checkpoint"])
+    rows = read_rounds(workdir)
+    if not rows:
+        raise UserError(f"{file} has no round that is done; run imagen-video distill first", NO_CHECKPOINT)
+    return checkpoint.verify(workdir / rows[-1]["checkpoint"])
+
+
+def read_rounds(workdir: pathlib.Path) -> list[dict]:
+    """The rows of the rounds of a distillation that are done; UserError (exit code 5) where the file is damaged."""
+    file = workdir / "rounds.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError):
+        rows = [None]
+    if not all(isinstance(row, dict) and isinstance(row.get("checkpoint"), str) for row in rows):
+        # The rounds themselves are not lost: one whose updates are done is not trained again.
+        fix = "remove it and run imagen-video distill again, which writes it anew from the rounds"
+        raise UserError(f"{file} is damaged: not a row for each round; {fix}", NO_CHECKPOINT)
+    return rows
 
 
 def check_fit(previous: StageConfig | None, stage: StageConfig) -> None:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_video_jax import checkpoint, distributed, partitioning, storage
+from imagen_video_jax.cascade_file import read_rounds
 from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.diffusion import distillation, guidance
 from imagen_video_jax.diffusion.distillation import StudentConfig
@@ -142,12 +143,6 @@ def distill(config: DistillConfig, workdir: pathlib.Path, *, should_stop: Callab
 def _take(config: DistillConfig, workdir: pathlib.Path, stack: contextlib.ExitStack) -> str:
     stack.enter_context(storage.directory_lock(storage.writable_folder(workdir)))
     return _go_on_with(config, workdir).teacher
-
-
-def read_rounds(workdir: pathlib.Path) -> list[dict]:
-    """The rows of the rounds that are done."""
-    path = workdir / "rounds.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def student_stage(config: DistillConfig, round_: Round) -> StageConfig:

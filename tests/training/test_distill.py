@@ -212,6 +212,31 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
     assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
     for name in ("00_guided_16", "01_halved_8"):
         assert state_hashes(folder / "rounds" / name) == state_hashes(world / "whole" / "rounds" / name)
+    # A lost list is written anew from the rounds, which are not trained again.
+    (folder / "rounds.jsonl").unlink()
+    assert distill(world, folder) == 0
+    assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
+
+
+DAMAGED = {
+    "emptied": "",
+    "cut": '{"round": 0, "check',
+    "list": "[]\n",
+    "lacking": '{"round": 0}\n',
+    "number": '{"checkpoint": 3}\n',
+    "blank": "\n\n",
+    "deep": "[" * 10**5,
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_list_of_rounds_that_was_cut_or_damaged_is_named(tmp_path, capsys, text):
+    (tmp_path / "rounds.jsonl").write_text(text)
+    assert main(["cascade", "--stage", str(tmp_path), "--student", "--out", str(tmp_path / "c.json")]) == 5
+    line = line_of(capsys)
+    assert str(tmp_path / "rounds.jsonl") in line
+    assert "imagen-video distill" in line
+    assert not (tmp_path / "c.json").exists()
 
 
 def test_a_stage_of_a_bundle_teaches_as_its_workdir_does(world, tmp_path, capsys):

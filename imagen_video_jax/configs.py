@@ -232,7 +232,7 @@ def _load_module(name: str):
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _executed(path: pathlib.Path):

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from imagen_video_jax.commands.parsing import lines, numbers
+from imagen_video_jax.commands.parsing import lines, numbers, seed
 from imagen_video_jax.commands.process import use_compilation_cache
 from imagen_video_jax.errors import UserError
 
@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--seeds", metavar="FILE", help="a seed for each prompt, one a line, instead of --seed")
     parser.add_argument("--num", type=int, default=1, help="videos per prompt")
     parser.add_argument("--steps", metavar="N[,N...]", help="network calls, for all stages or one number per stage run")
@@ -63,8 +63,6 @@ def run(arguments, _) -> None:
 
     if arguments.num < 1 or arguments.batch < 1:
         raise UserError(f"--num and --batch must be at least 1, got {arguments.num} and {arguments.batch}")
-    if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed must be in [0, 2^32), got {arguments.seed}")
     request = SampleRequest(
         prompts=tuple(_prompts(arguments)),
         num=arguments.num,

@@ -46,8 +46,9 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}")
         if self.decay not in DECAYS:
             raise ValueError(f"optimizer.decay must be one of {DECAYS}, got {self.decay!r}")
-        if self.learning_rate <= 0 or self.clip <= 0:
-            raise ValueError(f"optimizer.learning_rate and clip must be above 0, got {self.learning_rate}, {self.clip}")
+        for field in ("learning_rate", "clip"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"optimizer.{field} must be above 0 and finite, got {getattr(self, field)}")
 
 
 def direction(config: OptimizerConfig) -> optax.GradientTransformation:

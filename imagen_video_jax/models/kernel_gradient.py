@@ -41,11 +41,11 @@ def _forward(x_NHWC, kernel, padding):
 
 def _backward(padding, saved, gradient_NHWC):
     x_NHWC, kernel = saved
-    _, pull_x = jax.vjp(lambda x: _plain(x, kernel, 1, padding), x_NHWC)
+    # Transposed, not differentiated: what counts FLOPs in the jaxpr would count two forward passes that nothing reads.
+    x_gradient = jax.linear_transpose(lambda x: _plain(x, kernel, 1, padding), x_NHWC)
 
     def by_convolution(x_NHWC, gradient_NHWC):
-        _, pull_kernel = jax.vjp(lambda kernel: _plain(x_NHWC, kernel, 1, padding), kernel)
-        return pull_kernel(gradient_NHWC)[0]
+        return jax.linear_transpose(lambda kernel: _plain(x_NHWC, kernel, 1, padding), kernel)(gradient_NHWC)[0]
 
     # Decided when the program is lowered: what is compiled here may be for a TPU.
     kernel_gradient = jax.lax.platform_dependent(
@@ -54,7 +54,7 @@ def _backward(padding, saved, gradient_NHWC):
         cpu=functools.partial(_by_product, padding=padding, size=kernel.shape[:2]),
         default=by_convolution,
     )
-    return *pull_x(gradient_NHWC), kernel_gradient
+    return *x_gradient(gradient_NHWC), kernel_gradient
 
 
 def _by_product(x_NHWC, gradient_NHWC, *, padding, size: tuple[int, int]):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_video_jax import chips
 from imagen_video_jax.models import kernel_gradient
 
 PADDING = ((1, 1), (0, 2))
@@ -34,3 +35,9 @@ def test_a_program_for_a_tpu_or_gpu_has_the_convolution_in_place_of_the_product(
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.dot_general" in text) == product, platform
         assert text.count("stablehlo.convolution") == (1 if product else 2), platform
+
+
+def test_its_flops_are_those_of_the_plain_convolution_and_its_two_gradients(inputs, monkeypatch):
+    found = chips.count(jax.grad(loss, argnums=(0, 1)), *inputs)
+    monkeypatch.setattr(kernel_gradient, "LEAST_CHANNELS", (1000, 1000))
+    assert found == chips.count(jax.grad(loss, argnums=(0, 1)), *inputs)

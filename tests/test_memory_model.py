@@ -10,19 +10,24 @@ N = 64
 SQUARE = N * N * 4.0  # bytes of a float32 array
 
 
-def peak_of(function, count: int, *, weights: int = 0, gathered: float = 0.0) -> float:
+def usage(
+    function, count: int, *, weights: int = 0, gathered: float = 0.0, result: float | None = None
+) -> memory_model.Usage:
     """Of a function of `count` squares, the first `weights` of which are parameters sharded over many chips."""
     square = jax.ShapeDtypeStruct((N, N), jnp.float32)
     given = [index < weights for index in range(count)]
-    usage = memory_model.usage_of(
+    return memory_model.usage_of(
         jax.make_jaxpr(function)(*[square] * count),
         weights=given,
         whole=[SQUARE] * count,
         gathered=[gathered * own for own in given],
-        results=[None],
+        results=[result],
         size_of=memory_model.plain_bytes,
     )
-    return usage.peak
+
+
+def peak_of(*arguments, **options) -> float:
+    return usage(*arguments, **options).peak
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,12 @@ def test_sharded_weights_are_whole_one_after_the_other_in_a_loop_too():
     assert peak_of(once, 3, weights=2, gathered=SQUARE) == 3 * SQUARE
     # The loop's result lies beside what its body needs.
     assert peak_of(looped, 3, weights=2, gathered=SQUARE) == 4 * SQUARE
+
+
+def test_a_result_that_is_constant_leaves_nothing_behind_for_the_next_program():
+    def masked(a, b):
+        return jnp.where(a > 0, a @ b, -1e9) @ b
+
+    before = usage(masked, 2)
+    usage(lambda a: jnp.zeros_like(a), 1, result=100 * SQUARE)
+    assert usage(masked, 2) == before

@@ -94,6 +94,16 @@ def test_a_refused_request_leaves_the_folder_as_it_was_and_no_note(cascade, tmp_
     }
 
 
+def test_the_encoder_is_opened_before_another_jobs_videos_go_and_not_for_a_job_that_is_done(cascade, tmp_path):
+    gone = {"encoder": "t5", "weights": "/no/such/weights", "vocabulary": "/no/such/vocabulary"}
+    without = Cascade(cascade.members, trained_with=gone, mesh=cascade.mesh)
+    rows = run(cascade, tmp_path)
+    assert run(without, tmp_path) == rows
+    with pytest.raises(UserError, match="encoder cannot be opened"):
+        run(without, tmp_path, seed=1)
+    assert all((tmp_path / row["path"]).exists() for row in rows)
+
+
 def test_names_sort_by_prompt_and_number_however_many_there_are():
     def files(**changes):
         return [job.file for job in sampling._jobs(SampleRequest(**changes))]

@@ -159,7 +159,7 @@ def write_table() -> None:
         "",
         "MiB that a chip receives in a step or a call. Sharded weights are gathered by all-gather or, as this compiler "
         "likes it, by all-reduce; activations that are sharded along frames or height exchange their edges "
-        "(collective-permute) and are never gathered.",
+        "(collective-permute). Nothing is gathered where the last column says none.",
         "",
         *traffic_table(found),
         "",

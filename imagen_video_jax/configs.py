@@ -169,7 +169,10 @@ def to_dataclass(cls, values: dict, where: str, **given):
     try:
         return cls(**built)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}.{error}" if isinstance(error, ValueError) else f"{where}: {error}") from None
+        if isinstance(error, TypeError):
+            raise UserError(f"{where}: {error}") from None
+        group = where.rsplit(".", 1)[-1]  # some classes name it themselves, for messages without a config
+        raise UserError(f"{where}.{str(error).removeprefix(group + '.')}") from None
 
 
 def _optional(name: str, value, hint):

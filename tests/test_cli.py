@@ -226,6 +226,10 @@ LONG = "x" * 300
         ("cascade --stage {long} --out {out}", "x: File name too long"),
         ("sample --prompts {data}/latin.txt --out {out}", "latin.txt is not UTF-8 text (invalid continuation"),
         ("train {tiny} --workdir {out} --config.seed=-1", "config.seed must be in [0, 2^32), got -1"),
+        (
+            "train {tiny} --workdir {out} --config.stage.network.attention=flash",
+            "error: config.stage.network.attention must be one of",
+        ),
         ("train {tiny} --workdir {out} --config.seed=" + "9" * 23, "got 99999999999999999999999"),
         ("train {tiny} --workdir {out} --config.max_seconds=nan", "max_seconds must be at least 0, got nan"),
         ("train {tiny} --workdir {out} --config.deadlines.step=inf", "deadlines.step must be at least 0, got inf"),

@@ -123,7 +123,11 @@ BATCHES = {
 # On v5p:4x4x4 (64 chips): parts that a step's batch is cut into, so that a chip sees two clips (one in the last two
 # stages) and an image or two at a time; and chips along the frames and along the height of a video that is sampled.
 PAPER_PARTS = (16, 16, 16, 16, 16, 32, 32)
-PAPER_SAMPLING = ((1, 1), (1, 1), (1, 1), (1, 1), (8, 1), (16, 1), (16, 4))
+PAPER_SAMPLING = ((1, 1), (1, 1), (1, 1), (1, 1), (16, 1), (16, 1), (16, 4))
+# Chips that share one copy of the weights and their moments. Each gathers a layer's weights before it uses them:
+# along two axes of a slice's torus the TPU compiler makes an all-gather of it, along three (64 chips of a v5p:4x4x4) an
+# all-reduce, which moves twice the bytes. 16 divides all widths.
+PAPER_FSDP = 16
 
 # width of a text token, tokens per caption, channels of a head
 TEXT = {"tiny": (384, 24, 16), "mini": (384, 32, 24), "small": (384, 64, 64), "paper": (4096, 128, 64)}
@@ -145,14 +149,16 @@ def parts(name: str, scale: str) -> int:
 
 def mesh(name: str, scale: str) -> dict[str, int]:
     """Chips along each axis in training; -1 takes the rest. The paper's state is too large for one chip."""
-    data, fsdp = (1, -1) if scale == "paper" else (-1, 1)
-    return {"data": data, "fsdp": fsdp, "tensor": 1, "frames": 1, "height": 1}
+    fsdp = PAPER_FSDP if scale == "paper" else 1
+    return {"data": -1, "fsdp": fsdp, "tensor": 1, "frames": 1, "height": 1}
 
 
 def sample_mesh(name: str, scale: str) -> dict[str, int]:
-    """Chips along each axis in sampling."""
+    """Chips along each axis in sampling. Those that share a video's frames leave few to share the weights."""
     frames, height = PAPER_SAMPLING[STAGES.index(name)] if scale == "paper" else (1, 1)
-    return mesh(name, scale) | {"frames": frames, "height": height}
+    if frames * height == 1:
+        return mesh(name, scale)
+    return {"data": 1, "fsdp": -1, "tensor": 1, "frames": frames, "height": height}
 
 
 def stage(name: str, scale: str) -> ConfigDict:

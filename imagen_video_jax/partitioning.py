@@ -73,8 +73,11 @@ def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     types = (AxisType.Auto,) * len(MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or devices[0].platform != "tpu":
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
-    return Mesh(_over_slices(sizes, slices, devices), MESH_AXES, axis_types=types)
+        # A mesh axis lies along whole axes of the chips' torus where it can, else along parts of them.
+        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        laid = _over_slices(sizes, slices, devices)
+    return Mesh(laid, MESH_AXES, axis_types=types)
 
 
 def _over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
@@ -85,7 +88,7 @@ def _over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
         )
     inside = (sizes[0] // slices, *sizes[1:])
     across = (slices, *(1 for _ in sizes[1:]))
-    return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
 def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:

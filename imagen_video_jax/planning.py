@@ -45,7 +45,7 @@ class Request:
 
 def plan(request: Request, *, quick: bool) -> dict:
     """The plan as one flat-keyed dict of plain values (see README.md)."""
-    request, notes = fit_batch(request)
+    request, notes = fit(request)
     estimate = estimate_of(request)
     found = estimate if quick else _compile(request)
     if isinstance(found, TooLarge):
@@ -74,13 +74,17 @@ def plan(request: Request, *, quick: bool) -> dict:
 # The mesh and the batch.
 
 
+def mesh_field(request: Request) -> str:
+    return "mesh" if request.mode == "train" else "sample_mesh"
+
+
 def mesh_shape(request: Request) -> MeshShape:
-    return request.config.mesh if request.mode == "train" else request.config.sample_mesh
+    return getattr(request.config, mesh_field(request))
 
 
 def sizes_of(request: Request) -> tuple[int, ...]:
     """Devices along each axis; UserError where their product is not the slice."""
-    field = "mesh" if request.mode == "train" else "sample_mesh"
+    field = mesh_field(request)
     sizes = mesh_shape(request).sizes(request.topology.chips)
     if math.prod(sizes) != request.topology.chips:
         raise UserError(
@@ -92,6 +96,28 @@ def sizes_of(request: Request) -> tuple[int, ...]:
 
 def abstract_mesh(request: Request) -> AbstractMesh:
     return AbstractMesh(sizes_of(request), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def fit(request: Request) -> tuple[Request, list[str]]:
+    """The request with a mesh and a batch for its slice, and what was changed; UserError where the person set it."""
+    request, of_mesh = fit_mesh(request)
+    request, of_batch = fit_batch(request)
+    return request, of_mesh + of_batch
+
+
+def fit_mesh(request: Request) -> tuple[Request, list[str]]:
+    """The request with weights shared by as many chips as its slice allows, where nobody set the mesh."""
+    field, shape = mesh_field(request), mesh_shape(request)
+    if any(name.startswith(f"{field}.") for name in request.given) or shape.fsdp < 1:
+        return request, []
+    others = math.prod(size for size in (shape.data, shape.tensor, shape.frames, shape.height) if size > 0)
+    fsdp = math.gcd(shape.fsdp, request.topology.chips // others)
+    if fsdp in (0, shape.fsdp):
+        return request, []
+    fitting = dataclasses.replace(shape, fsdp=fsdp)
+    planned = "planned, and to be trained, with" if request.mode == "train" else "planned with"
+    notes = [f"{planned} --config.{field}.fsdp={fsdp}, a divisor of the {request.topology.chips} chips"]
+    return dataclasses.replace(request, config=dataclasses.replace(request.config, **{field: fitting})), notes
 
 
 def fit_batch(request: Request) -> tuple[Request, list[str]]:
@@ -230,7 +256,7 @@ def smallest_slice(request: Request) -> Request | None:
     """The request on the smallest slice on which it fits, at most one example a chip at a time if it must."""
     for topology in slices(request.topology.chip):
         try:
-            smaller, _ = fit_batch(dataclasses.replace(request, topology=topology))
+            smaller, _ = fit(dataclasses.replace(request, topology=topology))
         except UserError:  # the mesh, or a batch that the person set, does not divide here
             continue
         if not _state_fits(smaller):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_video_jax import partitioning
+from imagen_video_jax import chips, partitioning
+from imagen_video_jax.compiling import devices_of
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
@@ -82,6 +83,13 @@ def test_a_mesh_that_the_devices_cannot_make_is_refused():
         partitioning.make_mesh(MeshShape(data=4, fsdp=4))
     with pytest.raises(UserError, match="at least 1"):
         partitioning.make_mesh(MeshShape(tensor=0))
+
+
+def test_a_mesh_axis_may_lie_along_a_part_of_a_torus_axis():
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'imagen_video_jax[plan]'")
+    devices = devices_of(chips.parse_topology("v5p:4x4x4"))
+    mesh = partitioning.make_mesh(MeshShape(fsdp=8), devices)
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == (8, 8)
 
 
 def test_a_batch_lands_in_its_slots_wherever_the_mesh_repeats_it():

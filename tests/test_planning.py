@@ -7,7 +7,7 @@ import pytest
 from imagen_video_jax import checkpoint, chips, configs, planning
 from imagen_video_jax.cli import main
 from imagen_video_jax.compiling import read_collectives
-from imagen_video_jax.errors import WRONG_REQUEST
+from imagen_video_jax.errors import WRONG_REQUEST, UserError
 from imagen_video_jax.stages.stage import Stage
 from tests.stages.stage_kinds import tiny
 
@@ -60,6 +60,19 @@ def test_work_is_shared_by_chips_and_weights_by_those_along_fsdp():
     assert four.arguments < alone.arguments / 2
     assert not alone.collectives
     assert four.collectives["all-gather"] > 0
+
+
+def test_weights_are_shared_by_a_divisor_of_the_slice_unless_the_mesh_is_given(capsys):
+    whole, notes = planning.fit(request(f"{BASE}:paper", "v5p:4x4x4"))
+    assert (planning.sizes_of(whole)[:2], notes) == ((4, 16), [])
+    small, notes = planning.fit(request(f"{BASE}:paper", "v5p:2x2x2"))
+    assert planning.sizes_of(small)[:2] == (1, 8)
+    assert "--config.mesh.fsdp=8" in notes[0]
+    sampled, notes = planning.fit(request(f"{BASE}:paper", "v5p:2x2x1", "sample"))
+    assert planning.sizes_of(sampled)[:2] == (1, 4)
+    assert "--config.sample_mesh.fsdp=4" in notes[0]
+    with pytest.raises(UserError, match="makes 16 devices, v5p:2x2x2 has 8"):
+        planning.fit(request(f"{BASE}:paper", "v5p:2x2x2", given=["mesh.fsdp"]))
 
 
 def test_halving_the_examples_at_a_time_by_accumulation_needs_less_memory_and_as_many_flops():

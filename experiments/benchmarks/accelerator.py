@@ -25,6 +25,7 @@ import subprocess
 import sys
 
 from imagen_video_jax.commands.process import in_one_line
+from imagen_video_jax.models.attention import KERNELS
 
 
 def main() -> int:
@@ -45,7 +46,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--blocks", type=int, default=3, help="a level, where widths are given")
     parser.add_argument("--batch", type=int, default=0, help="clips (32 for small, 8 for larger ones)")
-    parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn"), help="kernel of the jax side")
+    parser.add_argument("--attention", default="auto", choices=KERNELS, help="kernel of the jax side")
     parser.add_argument("--frames", default="sdpa", choices=("sdpa", "products"), help="of the torch side, over frames")
     parser.add_argument("--remat", action="store_true", help="for small, too; larger networks have it")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, a round")

@@ -176,11 +176,11 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
 
 def _turns_of_computations(text: str) -> dict[str, int]:
     """How often each computation runs in one run of the program, from the trip counts of the loops around it."""
+    computations = dict(_computations(text))
     calls: dict[str, list[tuple[str, int]]] = {}
-    for name, body in _computations(text):
+    for name, body in computations.items():
         for line in body:
-            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            count = int(times[1]) if times and " while(" in line else 1
+            count = _trips(line, computations) if " while(" in line else 1
             for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
                 calls.setdefault(called, []).append((name, count))
     found: dict[str, int] = {}
@@ -193,6 +193,17 @@ def _turns_of_computations(text: str) -> dict[str, int]:
         return found[name]
 
     return {name: turns(name) for name in calls}
+
+
+def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop turns: what the compiler notes beside it, or what its condition counts up to from 0."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
+        return int(noted[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop)
+    lines = computations.get(condition[1], []) if condition else []
+    limits = [limit[1] for line in lines if (limit := re.search(r"= s32\[\]\S* constant\((\d+)\)", line))]
+    below = any(" compare(" in line and "direction=LT" in line for line in lines)
+    return int(limits[0]) if below and len(limits) == 1 else 1
 
 
 def _collectives_of(lines: list[str]) -> Iterator[tuple[str, float, str]]:

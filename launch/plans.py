@@ -157,9 +157,9 @@ def write_table() -> None:
     lines += [
         "## What chips send each other in a compiled program",
         "",
-        "MiB that a chip receives in a step or a call. Sharded weights are gathered by all-gather; activations that are "
-        "sharded along frames or height exchange their edges (collective-permute). Nothing is gathered where the last "
-        "column says none.",
+        "MiB that a chip receives in a step or a call. Sharded weights are gathered by all-gather; activations that "
+        "are sharded along frames or height exchange their edges (collective-permute). Nothing is gathered where the "
+        "last column says none.",
         "",
         *traffic_table(found),
         "",

@@ -133,16 +133,25 @@ def test_collectives_in_a_loop_are_counted_as_often_as_it_turns():
 }
 %cond (p: f32[8]) -> pred[] {
 }
+%sum (p: f32[8]) -> f32[8] {
+  %a2a = f32[8]{0} all-to-all(f32[8]{0} %p), dimensions={0}
+}
+%below (p: (s32[], f32[8])) -> pred[] {
+  %three = s32[]{:T(128)} constant(3)
+  %turn = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%turn, %three), direction=LT
+}
 ENTRY %main (a: f32[8]) -> f32[8] {
+  %v = f32[8]{0} while(f32[8]{0} %a), condition=%below, body=%sum
   %w = f32[8]{0} while(f32[8]{0} %a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %kernel = f32[8]{0} custom-call(f32[8]{0} %a), frontend_attributes={kernel_metadata={
  "of a Pallas kernel":"in lines of their own"
 }}, metadata={op_name="jit(f)/splash"}
-  %ar = (f32[2]{0}, bf16[4]{0}) all-reduce(f32[2]{0} %a, bf16[4]{0} %b), to_apply=%sum
+  %ar = (f32[2]{0}, bf16[4]{0}) all-reduce(f32[2]{0} %a, bf16[4]{0} %b), to_apply=%add
 }
 """
     totals, gathers = read_collectives(text)
-    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 16.0}
+    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 16.0, "all-to-all": 3 * 32.0}
     assert gathers == ((128.0, "jit(f)/conv"),)
 
 

@@ -4,7 +4,8 @@
 
 The paper reports FVD, FID, CLIP score and CLIP R-precision of 4096 samples (section 3) and sweeps the guidance weight.
 Scales differ in how many videos are sampled: tiny 4, mini 64 (a laptop), small 1024 (one GPU), paper 4096 (a pod, whose
-hosts share the work). Start the command again to go on, or with more values to add cells.
+hosts share the work: each samples with its own chips, which share the weights, and large frames in tiles). Start the
+command again to go on, or with more values to add cells.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +17,14 @@ SIZES = {
     "tiny": (4, 4, (0.0, 1.0), 4),
     "mini": (64, 8, (0.0, 1.0, 2.0, 4.0), 16),
     "small": (1024, 16, (0.0, 1.0, 3.0, 6.0, 10.0, 15.0), 64),
-    "paper": (4096, 16, (0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 30.0), 256),
+    "paper": (4096, 4, (0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 30.0), 256),
 }
 
 
 def get_config(scale: str = "mini"):
     scales.check(scale)
     videos, batch, guidance, loss_clips = SIZES[scale]
+    paper = scale == "paper"
     return ConfigDict(
         {
             "cascade": "",  # cascade.json
@@ -45,6 +47,9 @@ def get_config(scale: str = "mini"):
             "split": "validation",
             "videos": videos,
             "batch": batch,
+            "mesh": {"data": 1, "fsdp": -1 if paper else 1, "tensor": 1, "frames": 1, "height": 1},  # of each process
+            "tile": (0, 192, 320) if paper else (0, 0, 0),  # what the last stage is trained on
+            "overlap": (0, 32, 32) if paper else (0, 0, 0),
             # What is measured: () is everything that has the weights it needs, and real videos of the same scenes.
             "metrics": (),
             "real": "",

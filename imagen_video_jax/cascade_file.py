@@ -143,7 +143,7 @@ def read_members(
         for entry, config in zip(stages, configs):
             trained = int(entry.get("step") or 0)
             stage = Stage(config, WHOLE if config.kind == "base" else tiling)
-            abstract = _placed(stage, mesh)
+            abstract = placed(stage, mesh)
             if "bundle" in content:
                 params = bundle.read_weights(folder, entry["weights"], abstract)
                 yield Member(stage, params, entry["weights"], bundle.weights_sha256(folder, entry["weights"]), trained)
@@ -170,7 +170,7 @@ def _weights_of(step: pathlib.Path, named_by, abstract, allow_gone: bool) -> tup
         raise UserError(f"checkpoint {step} cannot be read: {error}", NO_CHECKPOINT) from None
 
 
-def _placed(stage: Stage, mesh: jax.sharding.Mesh | None):
+def placed(stage: Stage, mesh: jax.sharding.Mesh | None):
     """The abstract params of a stage, with their shardings where there is a mesh."""
     abstract = stage.network.abstract
     if mesh is None:

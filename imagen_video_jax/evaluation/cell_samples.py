@@ -7,6 +7,7 @@ Features are read off the pixels as they were sampled: mp4 halves the colour res
 spare. A sample is done when its file and all its features are there, so adding a metric samples again (alike).
 """
 
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -16,15 +17,25 @@ import numpy as np
 
 from imagen_video_jax import checkpoint, storage
 from imagen_video_jax.cascade import Cascade
+from imagen_video_jax.cascade_file import placed
 from imagen_video_jax.errors import DIVERGED, NO_CHECKPOINT, UserError
 from imagen_video_jax.evaluation import steadiness
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.evaluation.scenes import Prompts
 from imagen_video_jax.evaluation.sweep import Cell, SweepConfig, Trained, digest_of
+from imagen_video_jax.partitioning import MeshShape, make_mesh
+from imagen_video_jax.stages.tiles import Tiling
 from imagen_video_jax.video.files import write_video
 
 SECONDS, SHIFTS = "seconds-1", "colour_shift-1"  # kept like features: time per sample, colour shift per stage
 _WAIT = 0.5
+
+
+def _mesh(shape: MeshShape) -> jax.sharding.Mesh | None:
+    """Over this process's own devices: processes make different videos."""
+    devices = jax.local_devices()
+    count = math.prod(shape.sizes(len(devices)))
+    return make_mesh(shape, devices[:count]) if count > 1 else None
 
 
 class CellSampler:
@@ -34,7 +45,9 @@ class CellSampler:
         self.config, self.prompts, self.workdir, self.store = config, prompts, workdir, store
         self.root = pathlib.Path(config.cascade)
         # A running training has long deleted what cascade.json names; other checkpoints of it can be swept.
-        self.cascade = Cascade.load(self.root, allow_gone="cascade" not in config.checkpoints)
+        gone = "cascade" not in config.checkpoints
+        tiling = Tiling(config.tile, config.overlap)
+        self.cascade = Cascade.load(self.root, mesh=_mesh(config.mesh), tiling=tiling, allow_gone=gone)
         self.own = [member.params for member in self.cascade.members]
         members = len(self.own)
         self.stop = self.cascade.position(config.stop_after) + 1 if config.stop_after else members
@@ -77,6 +90,8 @@ class CellSampler:
         digests = list(self.digests)
         digests[self.main] = cell.trained.digest
         how = [cell.ema, cell.guidance, cell.low, cell.steps, cell.sampler, cell.seed, self.swept, self.stop]
+        if any(self.config.tile):
+            how.append([self.config.tile, self.config.overlap])
         return digest_of("sample-2", digests, how, self.prompts.digest)
 
     # Weights.
@@ -100,7 +115,7 @@ class CellSampler:
     def _restored(self, folder: pathlib.Path, index: int, tree: str):
         try:
             checkpoint.verify(folder)
-            return checkpoint.restore(folder, tree, self.cascade.members[index].stage.network.abstract)
+            return checkpoint.restore(folder, tree, placed(self.cascade.members[index].stage, self.cascade.mesh))
         except (OSError, ValueError, KeyError, UserError) as error:
             if not folder.is_dir():
                 raise UserError(f"checkpoint {folder} was deleted", NO_CHECKPOINT) from None

@@ -9,6 +9,7 @@ that fails (a deleted checkpoint, NaN) is named and does not stop the others.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -247,7 +248,7 @@ class _Sweep:
             "version": __version__,
             "metrics": values,
             "notes": options.notes,
-            "config": dict(vars(self.config).items()),
+            "config": dataclasses.asdict(self.config),
         }
 
     def _shifts(self, cell: Cell) -> dict:

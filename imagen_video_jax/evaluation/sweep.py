@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from imagen_video_jax.data.motion_shapes import SPLITS
 from imagen_video_jax.diffusion.samplers import SAMPLERS
 from imagen_video_jax.evaluation.networks import Weights
+from imagen_video_jax.partitioning import MeshShape
 
 PARAPHRASE = "paraphrase"
 PROMPT_SPLITS = (*SPLITS, PARAPHRASE)
@@ -32,6 +33,8 @@ class SweepConfig:
       steps, samplers: 0 and "own" are the stage's own.
       prompts: file with a prompt a line; empty for motion_shapes captions.
       real: folder of real videos; empty for videos of the same scenes.
+      mesh: over the devices of each process; processes share the work by chunks of `batch` videos.
+      tile, overlap: super-resolution in tiles of so many frames, rows and columns (0: whole).
       metrics: names, or empty for all that can be had.
       loss_clips: scenes of the validation loss by noise level; 0 for none.
     """
@@ -51,6 +54,9 @@ class SweepConfig:
     split: str = "validation"
     videos: int = 64
     batch: int = 8
+    mesh: MeshShape = MeshShape(data=1)
+    tile: tuple[int, int, int] = (0, 0, 0)
+    overlap: tuple[int, int, int] = (0, 0, 0)
     metrics: tuple[str, ...] = ()
     real: str = ""
     frames: int = 16

@@ -94,6 +94,29 @@ class Killed(BaseException):
     pass
 
 
+def test_a_process_may_sample_with_several_of_its_devices_and_in_tiles(world, tmp_path, monkeypatch):
+    spread, real = [], cell_samples.CellSampler._make_chunk
+
+    def seen(self, cell, begin, *rest):
+        real(self, cell, begin, *rest)
+        weights = jax.tree.leaves(self.cascade.members[0].params)
+        spread.append(max(len(leaf.sharding.device_set) for leaf in weights if not leaf.is_fully_replicated))
+
+    base = {"cascade": world / "cascade.json", "checkpoints": "(1,)", "guidance": "(1,)", "batch": 2}
+    assert run(world, tmp_path / "one", **base) == 0
+    monkeypatch.setattr(cell_samples.CellSampler, "_make_chunk", seen)
+    assert run(world, tmp_path / "two", **base | {"mesh.fsdp": 2}) == 0
+    assert set(spread) == {2}
+    monkeypatch.undo()
+    # Over frames, tiles with enough around them are the whole; columns are the base's attention, which is never cut.
+    tiles = {"tile": "(4,0,0)", "overlap": "(8,0,0)"}
+    assert run(world, tmp_path / "tiles", **base | tiles) == 0
+    one, two, tiled = (rows_of(tmp_path / name)[0] for name in ("one", "two", "tiles"))
+    assert one["key"] == two["key"] != tiled["key"]
+    for row in (two, tiled):
+        assert row["metrics"]["motion"] == pytest.approx(one["metrics"]["motion"], rel=1e-3)
+
+
 def test_twelve_cells_killed_twice_have_a_row_each_and_nothing_is_sampled_twice(world, tmp_path, monkeypatch):
     sweep = {"guidance": "(0,1)", "seeds": "(0,1,2)", "ema": "(True,False)"}
     made, real = [], cell_samples.CellSampler._make_chunk

@@ -76,7 +76,7 @@ def training(name: str, scale: str) -> ConfigDict:
                 "look": 7200.0,
                 "save": 3600.0,
             },
-            "mesh": scales.mesh(name, scale),
+            "mesh": scales.mesh(scale),
             "sample_mesh": scales.sample_mesh(name, scale),
         }
     )

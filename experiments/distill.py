@@ -70,6 +70,6 @@ def get_config(scale: str = "mini"):
                 "weight_decay": 0.0,
             },
             "step": {"ema_decay": 0.0, "image_weight": 0.5, "accumulate": -1},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "frames": 1, "height": 1},
+            "mesh": scales.mesh(scale),
         }
     )

@@ -147,7 +147,7 @@ def parts(name: str, scale: str) -> int:
     return PAPER_PARTS[STAGES.index(name)] if scale == "paper" else 1
 
 
-def mesh(name: str, scale: str) -> dict[str, int]:
+def mesh(scale: str) -> dict[str, int]:
     """Chips along each axis in training; -1 takes the rest. The paper's state is too large for one chip."""
     fsdp = PAPER_FSDP if scale == "paper" else 1
     return {"data": -1, "fsdp": fsdp, "tensor": 1, "frames": 1, "height": 1}
@@ -157,7 +157,7 @@ def sample_mesh(name: str, scale: str) -> dict[str, int]:
     """Chips along each axis in sampling. Those that share a video's frames leave few to share the weights."""
     frames, height = PAPER_SAMPLING[STAGES.index(name)] if scale == "paper" else (1, 1)
     if frames * height == 1:
-        return mesh(name, scale)
+        return mesh(scale)
     return {"data": 1, "fsdp": -1, "tensor": 1, "frames": frames, "height": height}
 
 

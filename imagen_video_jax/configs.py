@@ -50,7 +50,11 @@ def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
 
 def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
     """A checked training config."""
-    return to_dataclass(TrainConfig, load(argument, overrides).to_dict(), "config")
+    values = load(argument, overrides).to_dict()
+    for field, command in (("teacher", "distill"), ("cascade", "evaluate")):
+        if field in values:
+            raise UserError(f"--config {argument} is for `imagen-video {command}`; name the experiment file of a stage")
+    return to_dataclass(TrainConfig, values, "config")
 
 
 def sweep(argument: str, overrides: list[str] = ()) -> SweepConfig:

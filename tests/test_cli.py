@@ -225,6 +225,8 @@ LONG = "x" * 300
         ("inspect {data}/0.mp4/x", "no such file or folder"),
         ("cascade --stage {long} --out {out}", "x: File name too long"),
         ("sample --prompts {data}/latin.txt --out {out}", "latin.txt is not UTF-8 text (invalid continuation"),
+        ("train --config experiments/distill.py:tiny --workdir {out}", "is for `imagen-video distill`; name the"),
+        ("train --config experiments/evaluate.py:tiny --workdir {out}", "is for `imagen-video evaluate`; name the"),
         ("train {tiny} --workdir {out} --config.seed=-1", "config.seed must be in [0, 2^32), got -1"),
         (
             "train {tiny} --workdir {out} --config.stage.network.attention=flash",

@@ -146,8 +146,9 @@ def _field(text: str) -> tuple[str, tuple]:
     name, _, values = text.partition("=")
     known = vars(SamplerConfig())
     if name not in known or not values:
-        match = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise UserError(f"--set {text} is not FIELD=VALUE of a sampler field; did you mean {match[0]}?")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(known)}"
+        raise UserError(f"--set {text} is not FIELD=VALUE of a sampler field; {hint}")
     if name == "interval":
         return name, tuple(numbers("--set interval", part.replace(":", ","), float) for part in values.split(","))
     kind = float if known[name] is None else type(known[name])

@@ -34,6 +34,22 @@ PLATFORMS = {
 }
 DEFAULTS = {"NAME": "imagen-video", "NAMESPACE": "default", "RESTARTS": "20", "LOGS": "logs", "HOSTS": "1"}
 _NUMBERS = ("RESTARTS", "HOSTS", "CHIPS", "GPUS")
+# What templates name, and the variable that it is made of.
+_MADE_OF = {
+    "DOCKER_IMAGE": "IMAGE",
+    "MOUNT_SOURCE": "MOUNT",
+    "MOUNT_PATH": "MOUNT",
+    "MOUNT_VOLUMES": "MOUNT",
+    "MOUNT_FUSE": "MOUNT",
+    "MOUNT_DOCKER": "MOUNT",
+}
+# SOURCE of --mount SOURCE:PATH.
+_SOURCES = {
+    "gke": ("the name of a claim, or gs://BUCKET", r"(gs://)?[a-z0-9][-._a-z0-9]*"),
+    "xpk": ("the name of an attached storage", r"[a-z0-9][-._a-z0-9]*"),
+    "tpu-vm": ("a folder of every host, or HOST:/EXPORT of NFS", r"([-.\w]+:)?/[^:]+"),
+    "skypilot": ("a bucket like gs://BUCKET", r"\w+://.+"),
+}
 _SKY_RUN = """\
 export JAX_COORDINATOR_ADDRESS="$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):12355"
 export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
@@ -51,7 +67,9 @@ def render(platform: str, command: Sequence[str], given: dict[str, str]) -> tupl
     known = DEFAULTS | given
     _check_values(known)
     known = _derived(known, ["imagen-video", *command])
-    missing = sorted(set(re.findall(r"@([A-Z_]+)@", text)) - set(known))
+    if "MOUNT" in given and platform in _SOURCES:
+        known |= _mounted(given["MOUNT"], platform)
+    missing = sorted({_MADE_OF.get(name, name) for name in re.findall(r"@([A-Z_]+)@", text)} - set(known))
     quote = _yaml if template.endswith(".yaml") else _shell
 
     def fill(match) -> str:
@@ -95,6 +113,34 @@ def _derived(values: dict, command: list[str]) -> dict:
         "PROCESSES": values["HOSTS"],
         **({"DOCKER_IMAGE": f"docker:{values['IMAGE']}"} if "IMAGE" in values else {}),
     }  # fmt: skip
+
+
+def _mounted(mount: str, platform: str) -> dict:
+    """The forms in which templates take SOURCE:PATH, the storage that outlives containers."""
+    found = re.fullmatch(r"([^,]+):(/[^/,:][^,:]*)", mount)
+    what, pattern = _SOURCES[platform]
+    if not (found and re.fullmatch(pattern, found[1])):
+        raise UserError(f"--mount must be SOURCE:PATH, SOURCE {what}, PATH starting with /, got {mount!r}")
+    source, path = found.groups()
+    bucket = source.removeprefix("gs://")
+    volume = (
+        {"persistentVolumeClaim": {"claimName": source}}
+        if bucket == source
+        else {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": bucket}}}
+    )
+    # Not -v, for which docker makes a folder that is not there.
+    docker = f"type=bind,source={source},target={path}"
+    host, _, folder = source.rpartition(":")
+    if host:
+        nfs = f"volume-opt=type=nfs,volume-opt=device=:{folder},volume-opt=o=addr={host}"
+        docker = f"type=volume,volume-driver=local,target={path},{nfs}"
+    return {
+        "MOUNT_SOURCE": source,
+        "MOUNT_PATH": path,
+        "MOUNT_VOLUMES": [{"name": "shared", **volume}],
+        "MOUNT_FUSE": "false" if bucket == source else "true",
+        "MOUNT_DOCKER": docker,
+    }
 
 
 def _yaml(value) -> str:
@@ -145,18 +191,27 @@ def _check_jobset(job: dict) -> None:
         if "value" in entry:
             _require(entry["value"], str, entry["name"])
     _require(container["resources"]["limits"]["google.com/tpu"], int, "google.com/tpu")
+    (mount,) = container["volumeMounts"]
+    _require(mount["mountPath"], str, "mountPath")
+    volumes = spec["template"]["spec"]["volumes"]
+    _require(volumes, list, "volumes")
+    if isinstance(volumes, list) and [volume["name"] for volume in volumes] != [mount["name"]]:
+        raise TypeError(f"no volume is named {mount['name']}")
 
 
 def _check_sky(job: dict) -> None:
     _require(job["num_nodes"], int, "num_nodes")
     _require(job["run"], str, "run")
     _require(job["resources"]["job_recovery"]["recover_on_exit_codes"], list, "recover_on_exit_codes")
+    ((path, mount),) = job["file_mounts"].items()
+    _require(path, str, "a path of file_mounts")
+    _require(mount["source"], str, "source")
 
 
 def submit(platform: str, rendered: str, missing: Sequence[str], folder: pathlib.Path) -> int:
     """Writes the job file to `folder` and hands it to the platform; the platform's exit code."""
     if missing:
-        flags = ", ".join("--" + name.lower().replace("_", "-").replace("docker-", "") for name in missing)
+        flags = ", ".join("--" + name.lower().replace("_", "-") for name in missing)
         raise UserError(f"cannot submit, these are not given: {flags} (--dry-run shows where they stand)")
     command = PLATFORMS[platform].submit
     if shutil.which(command[0]) is None:

@@ -6,7 +6,7 @@ set -uo pipefail
 name=@NAME@ restarts=@RESTARTS@ logs=@LOGS@
 where=(--zone @ZONE@ --project @PROJECT@)
 remote=@QUOTED_COMMAND@
-image=@IMAGE@
+image=@IMAGE@ mount=@MOUNT_DOCKER@
 mkdir -p "$logs"
 
 state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null; }
@@ -26,7 +26,8 @@ slice() {
 for ((attempt = 0; attempt <= restarts; attempt++)); do
   slice
   log="$logs/$name-$attempt.log"
-  printf -v inside 'sudo docker run --rm --privileged --net=host %q bash -c %q; echo imagen-video-exit $?' "$image" "$remote"
+  printf -v inside 'sudo docker run --rm --privileged --net=host --mount %q %q bash -c %q; echo imagen-video-exit $?' \
+    "$mount" "$image" "$remote"
   gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$inside" 2>&1 | tee "$log"
   codes=$(sed -n 's/.*imagen-video-exit \([0-9][0-9]*\).*/\1/p' "$log" | sort -un)
   [ "$codes" = 0 ] && exit 0

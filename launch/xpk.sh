@@ -3,5 +3,5 @@
 # slice jax finds its processes. Logs: xpk workload list, Cloud Logging.
 set -euo pipefail
 exec xpk workload create --workload @NAME@ --cluster @CLUSTER@ --project @PROJECT@ --zone @ZONE@ \
-  --tpu-type @TPU_TYPE@ --num-slices 1 --docker-image @IMAGE@ \
+  --tpu-type @TPU_TYPE@ --num-slices 1 --docker-image @IMAGE@ --storage @MOUNT_SOURCE@ \
   --max-restarts @RESTARTS@ --restart-on-exit-codes 75,124 --command @QUOTED_COMMAND@

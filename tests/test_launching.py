@@ -93,3 +93,51 @@ def test_wrong_requests_are_one_line(capsys, arguments, says):
     text = capsys.readouterr().err.strip()
     assert says in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "volume", "fuse"),
+    [
+        ("filestore", {"persistentVolumeClaim": {"claimName": "filestore"}}, "false"),
+        (
+            "gs://outputs",
+            {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": "outputs"}}},
+            "true",
+        ),
+    ],
+)
+def test_a_claim_or_a_bucket_is_mounted_in_every_pod(capsys, source, volume, fuse):
+    job = yaml.safe_load(dry_run(capsys, "gke", "--mount", f"{source}:/mnt/s"))
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert pod["spec"]["volumes"] == [{"name": "shared", **volume}]
+    assert pod["spec"]["containers"][0]["volumeMounts"] == [{"name": "shared", "mountPath": "/mnt/s"}]
+    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": fuse}
+
+
+@pytest.mark.parametrize(
+    ("platform", "source", "says"),
+    [
+        ("xpk", "lustre", "--storage lustre "),
+        ("tpu-vm", "/mnt/disk", "mount=type=bind,source=/mnt/disk,target=/mnt/s\n"),
+        ("tpu-vm", "10.0.0.2:/share", "device=:/share,volume-opt=o=addr=10.0.0.2\n"),
+        ("skypilot", "gs://outputs", '  "/mnt/s":\n    source: "gs://outputs"\n    mode: MOUNT\n'),
+    ],
+)
+def test_storage_outlives_the_containers_of_every_platform(capsys, platform, source, says):
+    assert says in dry_run(capsys, platform, "--mount", f"{source}:/mnt/s")
+
+
+@pytest.mark.parametrize("platform", ["gke", "xpk", "tpu-vm", "skypilot"])
+def test_a_container_without_storage_is_not_submitted(capsys, platform):
+    assert "<MOUNT_" in dry_run(capsys, platform)
+    assert main(["launch", "--platform", platform, "--", *ARGUMENTS]) == 2
+    assert "--mount" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("platform", "mount"),
+    [("gke", "claim"), ("gke", "gs://b"), ("gke", "claim:s"), ("gke", "/f:/s"), ("xpk", "gs://b:/s")],
+)
+def test_a_mount_that_cannot_be_is_one_line(capsys, platform, mount):
+    assert main(["launch", "--platform", platform, "--dry-run", "--mount", mount, "--", *ARGUMENTS]) == 2
+    assert "--mount must be SOURCE:PATH" in capsys.readouterr().err

@@ -13,6 +13,7 @@ _NAMES = ("gke", "xpk", "tpu-vm", "slurm", "skypilot")
 VARIABLES = {
     "name": "of the job",
     "image": "container image, see launch/Dockerfile",
+    "mount": "all but slurm: SOURCE:PATH, storage that outlives the job, where outputs go; see launch/README.md",
     "hosts": "processes of the job, one a host",
     "accelerator": "gke: e.g. tpu-v5p-slice; skypilot: e.g. tpu-v5litepod-16 or H100:8",
     "topology": "gke: of the slice, e.g. 4x4x4",

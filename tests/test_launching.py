@@ -9,14 +9,16 @@ import yaml
 from imagen_video_jax import launching
 from imagen_video_jax.cli import main
 
+BASE = "experiments/base_16f_24x40.py"
 TRAIN = [
     "train",
     "--config",
-    "experiments/base_16f_24x40.py:tiny",
+    f"{BASE}:tiny",
     "--workdir",
     'out/it\'s "$HOME" `x`\n#y @NAME@ $(Z)',
 ]
 ARGUMENTS = [*TRAIN, "--config.steps=5"]
+DISTILL = ["distill", "--config", "experiments/distill.py:tiny", "--workdir", "y"]
 
 
 def dry_run(capsys, platform, *arguments, command=ARGUMENTS) -> str:
@@ -80,6 +82,13 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "moon", "--", *ARGUMENTS], "moon"),
         (["--platform", "gke", "--", "trian"], "trian"),
         (["--platform", "gke", "--", *TRAIN, "--config.stpes=3"], "did you mean 'steps'"),
+        (["--platform", "gke", "--", *TRAIN, "--config.batch_size=-5"], "batch_size"),
+        (["--platform", "gke", "--", "train", "--config", "no.py", "--workdir", "y"], "no such config file: no.py"),
+        (["--platform", "gke", "--", "train", "--config", f"{BASE}:nosuch", "--workdir", "y"], "nosuch"),
+        (["--platform", "gke", "--", "evaluate", "--config", "experiments/evaluate.py:nosuch"], "nosuch"),
+        (["--platform", "gke", "--", "evaluate", "--config", "experiments/evaluate.py:tiny"], "--config.cascade=FILE"),
+        (["--platform", "gke", "--", *DISTILL], "distillation needs --config.teacher=WORKDIR"),
+        (["--platform", "gke", "--", "distill", "--config", BASE, "--workdir", "y"], "has no field"),
         (["--platform", "gke", "--", "export", "--cascade", "x", "--out", "y", "--oops"], "--oops"),
         (["--platform", "gke", "--", "evaluate", "--generated", "x", "--oops"], "unknown argument '--oops'"),
         (["--platform", "gke"], "name the command after --"),
@@ -141,3 +150,9 @@ def test_a_container_without_storage_is_not_submitted(capsys, platform):
 def test_a_mount_that_cannot_be_is_one_line(capsys, platform, mount):
     assert main(["launch", "--platform", platform, "--dry-run", "--mount", mount, "--", *ARGUMENTS]) == 2
     assert "--mount must be SOURCE:PATH" in capsys.readouterr().err
+
+
+def test_what_only_the_job_sees_is_not_looked_for(capsys):
+    dry_run(capsys, "slurm", command=[*DISTILL, "--config.teacher=/s/base"])
+    sweep = ["evaluate", "--config", "experiments/evaluate.py:tiny", "--workdir", "y", "--config.cascade=/s/c.json"]
+    dry_run(capsys, "slurm", command=sweep)

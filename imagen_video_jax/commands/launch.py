@@ -66,9 +66,17 @@ def _check_command(arguments) -> None:
             parsed, rest = arguments.parse(list(arguments.words))
     except SystemExit:
         raise UserError("--help and --version are no jobs") from None
-    if rest:
-        if not parsed.config:
-            raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {arguments.words[0]} --help")
-        from imagen_video_jax import configs
+    if getattr(parsed, "config", None):
+        _check_config(arguments.words[0], parsed.config, rest)
+    elif rest:
+        raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {arguments.words[0]} --help")
 
-        configs.load(parsed.config, rest)
+
+def _check_config(command: str, config: str, fields: list[str]) -> None:
+    """UserError for a config that the command would refuse; data and weights may be where only the job sees them."""
+    from imagen_video_jax import configs
+
+    checked = {"train": configs.training, "plan": configs.training, "evaluate": configs.sweep}
+    found = checked.get(command, configs.load)(config, fields)
+    if command == "distill" and not found.get("teacher"):
+        configs.distillation(config, fields, pathlib.Path())  # which says what is missing before it looks for anything

@@ -1,5 +1,6 @@
 """Job files: every argument arrives as it was given, restarts on 75, nothing unset is submitted."""
 
+import os
 import shlex
 import subprocess
 
@@ -156,3 +157,45 @@ def test_what_only_the_job_sees_is_not_looked_for(capsys):
     dry_run(capsys, "slurm", command=[*DISTILL, "--config.teacher=/s/base"])
     sweep = ["evaluate", "--config", "experiments/evaluate.py:tiny", "--workdir", "y", "--config.cascade=/s/c.json"]
     dry_run(capsys, "slurm", command=sweep)
+
+
+def on_tpu_vms(capsys, tmp_path, codes, **environment) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Runs the script where the command ends with `codes`, one an attempt; what it did, and its calls of gcloud."""
+    script = dry_run(capsys, "tpu-vm", "--restarts", str(len(codes) - 1), "--logs", str(tmp_path / "logs"))
+    (tmp_path / "codes").write_text("".join(f"imagen-video-exit {code}\n" for code in codes))
+    fake = tmp_path / "gcloud"
+    fake.write_text(
+        f"""#!/bin/sh
+cd {shlex.quote(str(tmp_path))}
+echo "$*" >> calls
+case "$*" in *describe*) echo ACTIVE ;; *ssh*) sed -n 1p codes; sed -i 1d codes ;; esac
+"""
+    )
+    fake.chmod(0o755)
+    search = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": search} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, (tmp_path / "calls").read_text().splitlines()
+
+
+DELETE = "compute tpus queued-resources delete imagen-video --zone <ZONE> --project <PROJECT> --force --quiet"
+
+
+@pytest.mark.parametrize("codes", [[0], [75, 0], [2], [75, 75]])
+def test_a_slice_is_given_back_at_the_end_however_it_comes(capsys, tmp_path, codes):
+    done, calls = on_tpu_vms(capsys, tmp_path, codes)
+    assert done.returncode == codes[-1]
+    assert calls.count(DELETE) == 1
+    assert "billed" not in done.stderr
+
+
+def test_a_slice_that_is_kept_is_told_with_the_command_that_gives_it_back(capsys, tmp_path):
+    done, calls = on_tpu_vms(capsys, tmp_path, [0], KEEP="1")
+    assert done.returncode == 0
+    assert DELETE not in calls
+    assert f"gcloud {DELETE}" in done.stderr

@@ -36,6 +36,9 @@ DEFAULTS = {"NAME": "imagen-video", "NAMESPACE": "default", "RESTARTS": "20", "L
 _NUMBERS = ("RESTARTS", "HOSTS", "CHIPS", "GPUS")
 # What templates name, and the variable that it is made of.
 _MADE_OF = {
+    "COORDINATOR": "NAME",
+    "PROCESSES": "HOSTS",
+    "SKY_RUN": "RESTARTS",
     "DOCKER_IMAGE": "IMAGE",
     "MOUNT_SOURCE": "MOUNT",
     "MOUNT_PATH": "MOUNT",
@@ -53,23 +56,32 @@ _SOURCES = {
 _SKY_RUN = """\
 export JAX_COORDINATOR_ADDRESS="$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):12355"
 export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
-exec """
+for ((attempt = 0; attempt <= {restarts}; attempt++)); do
+  {command} && exit
+  code=$?
+  case $code in 75 | 124) ;; *) exit "$code" ;; esac
+done
+exit "$code"
+"""
 
 
 def render(platform: str, command: Sequence[str], given: dict[str, str]) -> tuple[str, list[str]]:
     """The rendered and checked job file, and the names of the variables that were not given.
 
     Args: command starts with the imagen-video command's name; given is variable -> value.
-    Raises UserError: a value that cannot be, or a rendered file that is not well formed.
+    Raises UserError: a value that cannot be or is not used, or a rendered file that is not well formed.
     """
     template = PLATFORMS[platform].template
     text = (_folder() / template).read_text()
     known = DEFAULTS | given
     _check_values(known)
     known = _derived(known, ["imagen-video", *command])
-    if "MOUNT" in given and platform in _SOURCES:
+    used = {_MADE_OF.get(name, name) for name in re.findall(r"@([A-Z_]+)@", text)}
+    if unused := sorted(set(given) - used):
+        raise UserError(f"{_flag(unused[0])} does nothing on {platform}; leave it out")
+    if "MOUNT" in given:
         known |= _mounted(given["MOUNT"], platform)
-    missing = sorted({_MADE_OF.get(name, name) for name in re.findall(r"@([A-Z_]+)@", text)} - set(known))
+    missing = sorted(used - set(known))
     quote = _yaml if template.endswith(".yaml") else _shell
 
     def fill(match) -> str:
@@ -89,9 +101,13 @@ def _folder() -> pathlib.Path:
     return next(folder for folder in (own.parent / "launch", own / "launch") if (folder / "gke.yaml").is_file())
 
 
+def _flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
 def _check_values(values: dict[str, str]) -> None:
     for name, value in values.items():
-        flag = "--" + name.lower().replace("_", "-")
+        flag = _flag(name)
         if name in _NUMBERS and not (value.isdecimal() and (int(value) > 0 or name == "RESTARTS")):
             raise UserError(f"{flag} must be a whole number above 0, got {value!r}")
         if not value or not value.isprintable() or re.search(r"\s", value):
@@ -108,7 +124,7 @@ def _derived(values: dict, command: list[str]) -> dict:
         # Kubernetes expands $(NAME) in commands; $$ is a dollar.
         "COMMAND": [word.replace("$", "$$") for word in command],
         "QUOTED_COMMAND": joined,
-        "SKY_RUN": _SKY_RUN + joined + "\n",
+        "SKY_RUN": _SKY_RUN.format(restarts=numbers["RESTARTS"], command=joined),
         "COORDINATOR": f"{values['NAME']}-workers-0-0.{values['NAME']}:12355",
         "PROCESSES": values["HOSTS"],
         **({"DOCKER_IMAGE": f"docker:{values['IMAGE']}"} if "IMAGE" in values else {}),
@@ -202,7 +218,7 @@ def _check_jobset(job: dict) -> None:
 def _check_sky(job: dict) -> None:
     _require(job["num_nodes"], int, "num_nodes")
     _require(job["run"], str, "run")
-    _require(job["resources"]["job_recovery"]["recover_on_exit_codes"], list, "recover_on_exit_codes")
+    _require(job["resources"]["accelerators"], str, "accelerators")
     ((path, mount),) = job["file_mounts"].items()
     _require(path, str, "a path of file_mounts")
     _require(mount["source"], str, "source")
@@ -211,7 +227,7 @@ def _check_sky(job: dict) -> None:
 def submit(platform: str, rendered: str, missing: Sequence[str], folder: pathlib.Path) -> int:
     """Writes the job file to `folder` and hands it to the platform; the platform's exit code."""
     if missing:
-        flags = ", ".join("--" + name.lower().replace("_", "-") for name in missing)
+        flags = ", ".join(map(_flag, missing))
         raise UserError(f"cannot submit, these are not given: {flags} (--dry-run shows where they stand)")
     command = PLATFORMS[platform].submit
     if shutil.which(command[0]) is None:

@@ -48,7 +48,7 @@ def test_any_argument_arrives_as_it_was_given(capsys, platform):
         assert "$" not in "".join(command).replace("$$", "")
     elif platform == "skypilot":
         run = yaml.safe_load(text)["run"]
-        assert last_words(run[run.index("exec ") + 5 :]) == ARGUMENTS
+        assert last_words(run) == ARGUMENTS
     else:
         joined = shlex.join(["imagen-video", *ARGUMENTS])
         assert shlex.quote(joined) in text
@@ -96,6 +96,11 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
         (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),
         (["--platform", "gke", "--", "launch"], "cannot launch itself"),
+        (["--platform", "xpk", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on xpk"),
+        (["--platform", "tpu-vm", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on tpu-vm"),
+        (["--platform", "slurm", "--image", "x", "--", *ARGUMENTS], "--image does nothing on slurm"),
+        (["--platform", "slurm", "--mount", "a:/b", "--", *ARGUMENTS], "--mount does nothing on slurm"),
+        (["--platform", "skypilot", "--tpu-type", "x", "--", *ARGUMENTS], "--tpu-type does nothing on skypilot"),
     ],
 )
 def test_wrong_requests_are_one_line(capsys, arguments, says):
@@ -199,3 +204,13 @@ def test_a_slice_that_is_kept_is_told_with_the_command_that_gives_it_back(capsys
     assert done.returncode == 0
     assert DELETE not in calls
     assert f"gcloud {DELETE}" in done.stderr
+
+
+@pytest.mark.parametrize(("codes", "ends"), [([75, 124, 0], 0), ([75, 2], 2), ([75, 75, 75], 75)])
+def test_a_node_of_skypilot_runs_the_command_again_as_often_as_asked(capsys, tmp_path, codes, ends):
+    run = yaml.safe_load(dry_run(capsys, "skypilot", "--restarts", "2"))["run"]
+    (tmp_path / "codes").write_text("\n".join(map(str, [*codes, 99])))
+    fake = "imagen-video() { local code; code=$(sed -n 1p codes); sed -i 1d codes; return $code; }"
+    done = subprocess.run(["bash", "-e", "-c", f"{fake}\n{run}"], cwd=tmp_path, check=False)
+    assert done.returncode == ends
+    assert (tmp_path / "codes").read_text() == "99"

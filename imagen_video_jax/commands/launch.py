@@ -12,9 +12,9 @@ _NAMES = ("gke", "xpk", "tpu-vm", "slurm", "skypilot")
 # Variables of the templates, as flags.
 VARIABLES = {
     "name": "of the job",
-    "image": "container image, see launch/Dockerfile",
+    "image": "all but slurm: container image, see launch/Dockerfile",
     "mount": "all but slurm: SOURCE:PATH, storage that outlives the job, where outputs go; see launch/README.md",
-    "hosts": "processes of the job, one a host",
+    "hosts": "gke, slurm, skypilot: processes of the job, one a host",
     "accelerator": "gke: e.g. tpu-v5p-slice; skypilot: e.g. tpu-v5litepod-16 or H100:8",
     "topology": "gke: of the slice, e.g. 4x4x4",
     "chips": "gke: TPU chips of a host",

@@ -59,7 +59,7 @@ export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RA
 for ((attempt = 0; attempt <= {restarts}; attempt++)); do
   {command} && exit
   code=$?
-  case $code in 75 | 124) ;; *) exit "$code" ;; esac
+  case $code in 1 | 75 | 124) ;; *) [ "$code" -gt 128 ] || exit "$code" ;; esac
 done
 exit "$code"
 """

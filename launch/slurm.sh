@@ -9,8 +9,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@300
-# All tasks run again on 75 (saved after SIGTERM) and 124 (watchdog); before preemption and the time limit they get
-# SIGTERM, save, and the job is queued again. Log: the --output file.
+# All tasks run again on 1 (failed), 75 (saved after SIGTERM), 124 (watchdog) and signals; before preemption and the
+# time limit they get SIGTERM, save, and the job is queued again. Log: the --output file.
 set -uo pipefail
 JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):12355"
 JAX_NUM_PROCESSES="$SLURM_NTASKS"
@@ -25,6 +25,6 @@ for ((attempt = 0; attempt <= @RESTARTS@; attempt++)); do
   wait "$task"; code=$?
   while kill -0 "$task" 2>/dev/null; do wait "$task"; code=$?; done
   if [ "$asked" = 1 ] && [ "$code" != 0 ]; then scontrol requeue "$SLURM_JOB_ID"; exit "$code"; fi
-  case $code in 75 | 124) continue ;; *) exit "$code" ;; esac
+  case $code in 1 | 75 | 124) ;; *) [ "$code" -gt 128 ] || exit "$code" ;; esac
 done
 exit "$code"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run here: asks for a slice as a queued resource, runs the command on all its hosts, again on 75 (saved after
-# SIGTERM) and 124 (watchdog), and on a new slice when this one was preempted. On a TPU slice jax finds its processes.
+# Run here: asks for a slice as a queued resource, runs the command on all its hosts, again on 1 (failed), 75
+# (saved after SIGTERM), 124 (watchdog) and signals, and on a new slice when this one was preempted. On a TPU slice jax
+# finds its processes.
 # Then the slice is given back, which ends its bill; with KEEP=1 in the environment, or where this script was ended
 # before, it stays, and the command that gives it back is printed. Logs: one file per attempt in the folder of --logs.
 set -uo pipefail
@@ -39,8 +40,10 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
   gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$inside" 2>&1 | tee "$log"
   codes=$(sed -n 's/.*imagen-video-exit \([0-9][0-9]*\).*/\1/p' "$log" | sort -un)
   [ "$codes" = 0 ] && finish 0
-  # Exit codes of a wrong request, divergence, bad data or no checkpoint are final; anything else is run again.
-  for code in $codes; do case $code in 2 | 3 | 4 | 5) finish "$code" ;; esac; done
+  # A final code counts whatever the other hosts ended with; a host that was lost has none.
+  for code in $codes; do
+    case $code in 0 | 1 | 75 | 124) ;; *) [ "$code" -gt 128 ] || finish "$code" ;; esac
+  done
 done
 echo "error: $name was run $((restarts + 1)) times without an end" >&2
 finish 75

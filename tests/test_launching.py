@@ -55,17 +55,13 @@ def test_any_argument_arrives_as_it_was_given(capsys, platform):
         assert last_words(joined) == ARGUMENTS
 
 
-@pytest.mark.parametrize("platform", launching.PLATFORMS)
-def test_every_file_restarts_on_75_and_124_or_fails_on_the_others(capsys, platform):
-    text = dry_run(capsys, platform)
-    if platform == "gke":
-        spec = yaml.safe_load(text)["spec"]
-        (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-        assert rule["onExitCodes"]["values"] == [2, 3, 4, 5]
-        assert spec["failurePolicy"]["maxRestarts"] == 20
-    else:
-        assert "75" in text
-        assert "124" in text or platform == "tpu-vm"
+def test_gke_and_xpk_know_the_same_codes(capsys):
+    spec = yaml.safe_load(dry_run(capsys, "gke"))["spec"]
+    (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["values"] == [2, 3, 4, 5, 126, 127, 128]
+    assert spec["failurePolicy"]["maxRestarts"] == 20
+    assert "--max-restarts 20 --restart-on-exit-codes 1,75,124 " in dry_run(capsys, "xpk")
 
 
 @pytest.mark.parametrize("platform", launching.PLATFORMS)
@@ -164,53 +160,64 @@ def test_what_only_the_job_sees_is_not_looked_for(capsys):
     dry_run(capsys, "slurm", command=sweep)
 
 
-def on_tpu_vms(capsys, tmp_path, codes, **environment) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """Runs the script where the command ends with `codes`, one an attempt; what it did, and its calls of gcloud."""
-    script = dry_run(capsys, "tpu-vm", "--restarts", str(len(codes) - 1), "--logs", str(tmp_path / "logs"))
-    (tmp_path / "codes").write_text("".join(f"imagen-video-exit {code}\n" for code in codes))
-    fake = tmp_path / "gcloud"
-    fake.write_text(
-        f"""#!/bin/sh
-cd {shlex.quote(str(tmp_path))}
-echo "$*" >> calls
-case "$*" in *describe*) echo ACTIVE ;; *ssh*) sed -n 1p codes; sed -i 1d codes ;; esac
-"""
-    )
-    fake.chmod(0o755)
-    search = f"{tmp_path}:{os.environ['PATH']}"
+def run_job(capsys, tmp_path, platform, codes, **environment) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Runs the job where the command ends with `codes`, one an attempt; what it did, and its calls of gcloud."""
+    logs = ["--logs", str(tmp_path / "logs")] if platform == "tpu-vm" else []
+    script = dry_run(capsys, platform, "--restarts", str(len(codes) - 1), *logs)
+    if platform == "skypilot":
+        script = yaml.safe_load(script)["run"]
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    for name, does in FAKES.items():
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/bash\ncd {shlex.quote(str(tmp_path))}\n{does}\n")
+        fake.chmod(0o755)
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "", "SLURM_NTASKS": "1"}
+    environment |= {"SKYPILOT_NODE_IPS": "", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}
     done = subprocess.run(
-        ["bash", "-c", script],
-        env=os.environ | {"PATH": search} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["bash", "-c", script], env=os.environ | environment, capture_output=True, text=True, check=False
     )
-    return done, (tmp_path / "calls").read_text().splitlines()
+    calls = tmp_path / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
 
 
+NEXT = "code=$(sed -n 1p codes); sed -i 1d codes"
+FAKES = {
+    "scontrol": "echo host",
+    "srun": f"{NEXT}; exit $code",
+    "imagen-video": f"{NEXT}; exit $code",
+    "gcloud": f"""echo "$*" >> calls
+case "$*" in *describe*) echo ACTIVE ;; *ssh*) {NEXT}; echo "imagen-video-exit $code" ;; esac""",
+}
 DELETE = "compute tpus queued-resources delete imagen-video --zone <ZONE> --project <PROJECT> --force --quiet"
 
 
 @pytest.mark.parametrize("codes", [[0], [75, 0], [2], [75, 75]])
 def test_a_slice_is_given_back_at_the_end_however_it_comes(capsys, tmp_path, codes):
-    done, calls = on_tpu_vms(capsys, tmp_path, codes)
+    done, calls = run_job(capsys, tmp_path, "tpu-vm", codes)
     assert done.returncode == codes[-1]
     assert calls.count(DELETE) == 1
     assert "billed" not in done.stderr
 
 
 def test_a_slice_that_is_kept_is_told_with_the_command_that_gives_it_back(capsys, tmp_path):
-    done, calls = on_tpu_vms(capsys, tmp_path, [0], KEEP="1")
+    done, calls = run_job(capsys, tmp_path, "tpu-vm", [0], KEEP="1")
     assert done.returncode == 0
     assert DELETE not in calls
     assert f"gcloud {DELETE}" in done.stderr
 
 
-@pytest.mark.parametrize(("codes", "ends"), [([75, 124, 0], 0), ([75, 2], 2), ([75, 75, 75], 75)])
-def test_a_node_of_skypilot_runs_the_command_again_as_often_as_asked(capsys, tmp_path, codes, ends):
-    run = yaml.safe_load(dry_run(capsys, "skypilot", "--restarts", "2"))["run"]
-    (tmp_path / "codes").write_text("\n".join(map(str, [*codes, 99])))
-    fake = "imagen-video() { local code; code=$(sed -n 1p codes); sed -i 1d codes; return $code; }"
-    done = subprocess.run(["bash", "-e", "-c", f"{fake}\n{run}"], cwd=tmp_path, check=False)
-    assert done.returncode == ends
-    assert (tmp_path / "codes").read_text() == "99"
+@pytest.mark.parametrize("platform", ["tpu-vm", "slurm", "skypilot"])
+@pytest.mark.parametrize("codes", [[1, 75, 124, 137, 0], [75, 2], [125], [127], [1, 1]])
+def test_the_command_is_run_again_as_train_itself_would(capsys, tmp_path, platform, codes):
+    done, _ = run_job(capsys, tmp_path, platform, codes)
+    assert (tmp_path / "codes").read_text() == ""
+    used_up = codes == [1, 1]
+    assert done.returncode == (75 if used_up and platform == "tpu-vm" else codes[-1])
+
+
+@pytest.mark.parametrize("platform", ["tpu-vm", "slurm", "skypilot"])
+@pytest.mark.parametrize("final", [2, 3, 4, 5, 125, 126, 127])
+def test_what_would_end_the_same_way_is_not_run_again(capsys, tmp_path, platform, final):
+    done, _ = run_job(capsys, tmp_path, platform, [final, 0])
+    assert done.returncode == final
+    assert (tmp_path / "codes").read_text() == "0\n"

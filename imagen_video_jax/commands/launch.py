@@ -29,7 +29,7 @@ VARIABLES = {
     "gpus": "slurm: of a host",
     "time": "slurm: limit, e.g. 2-00:00:00",
     "logs": "slurm, tpu-vm: folder of log files",
-    "restarts": "how often it is run again after 75 and 124",
+    "restarts": "how often it is run again after exit codes 1, 75, 124 and signals; default 20",
 }
 
 

@@ -92,6 +92,8 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
         (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),
         (["--platform", "gke", "--", "launch"], "cannot launch itself"),
+        (["--platform", "gke", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
+        (["--platform", "slurm", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
         (["--platform", "xpk", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on xpk"),
         (["--platform", "tpu-vm", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on tpu-vm"),
         (["--platform", "slurm", "--image", "x", "--", *ARGUMENTS], "--image does nothing on slurm"),

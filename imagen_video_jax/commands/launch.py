@@ -61,6 +61,9 @@ def _check_command(arguments) -> None:
         raise UserError("name the command after --, e.g. imagen-video launch --platform gke -- train --config ...")
     if arguments.words[0] == "launch":
         raise UserError("launch cannot launch itself; name another command after --")
+    for word in arguments.words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # what Python makes of bytes that are no text
+            raise UserError(f"{word!r} is not UTF-8 text, and no job file can hold it")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             parsed, rest = arguments.parse(list(arguments.words))

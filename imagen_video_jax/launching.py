@@ -224,7 +224,7 @@ def _check_sky(job: dict) -> None:
     _require(mount["source"], str, "source")
 
 
-def submit(platform: str, rendered: str, missing: Sequence[str], folder: pathlib.Path) -> int:
+def submit(platform: str, rendered: str, missing: Sequence[str], folder: pathlib.Path, logs: pathlib.Path) -> int:
     """Writes the job file to `folder` and hands it to the platform; the platform's exit code."""
     if missing:
         flags = ", ".join(map(_flag, missing))
@@ -232,6 +232,8 @@ def submit(platform: str, rendered: str, missing: Sequence[str], folder: pathlib
     command = PLATFORMS[platform].submit
     if shutil.which(command[0]) is None:
         raise UserError(f"{command[0]} is not installed here; --dry-run prints the job file")
+    if platform == "slurm":  # which makes no folder for a job's log, and ends the job instead
+        logs.mkdir(parents=True, exist_ok=True)
     file = folder / PLATFORMS[platform].template
     file.write_text(rendered)
     return subprocess.run([*command, str(file)], check=False).returncode

@@ -223,3 +223,13 @@ def test_what_would_end_the_same_way_is_not_run_again(capsys, tmp_path, platform
     done, _ = run_job(capsys, tmp_path, platform, [final, 0])
     assert done.returncode == final
     assert (tmp_path / "codes").read_text() == "0\n"
+
+
+def test_slurm_finds_the_folder_of_its_log(tmp_path, monkeypatch):
+    fake = tmp_path / "sbatch"
+    fake.write_text("#!/bin/sh\ntest -d logs/base\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    given = ["--partition", "p", "--gpus", "8", "--time", "1:00:00", "--logs", "logs/base"]
+    assert main(["launch", "--platform", "slurm", *given, "--", *ARGUMENTS]) == 0

@@ -42,7 +42,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, _) -> int:
-    from imagen_video_jax.launching import render, submit
+    from imagen_video_jax.launching import DEFAULTS, render, submit
 
     _check_command(arguments)
     fields = {name: getattr(arguments, name.replace("-", "_")) for name in VARIABLES}
@@ -52,7 +52,8 @@ def run(arguments, _) -> int:
         print(rendered, end="")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        return submit(arguments.platform, rendered, missing, pathlib.Path(folder))
+        logs = pathlib.Path(given.get("LOGS", DEFAULTS["LOGS"]))
+        return submit(arguments.platform, rendered, missing, pathlib.Path(folder), logs)
 
 
 def _check_command(arguments) -> None:

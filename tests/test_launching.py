@@ -19,6 +19,7 @@ TRAIN = [
     'out/it\'s "$HOME" `x`\n#y @NAME@ $(Z)',
 ]
 ARGUMENTS = [*TRAIN, "--config.steps=5"]
+SAMPLE = ["sample", "--prompt", "a cat", "--out", "/mnt/s/cat"]
 DISTILL = ["distill", "--config", "experiments/distill.py:tiny", "--workdir", "y"]
 
 
@@ -92,6 +93,9 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
         (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),
         (["--platform", "gke", "--", "launch"], "cannot launch itself"),
+        (["--platform", "gke", "--", "sample", "--out", "gs://b/x"], "--out must be below a mounted folder"),
+        (["--platform", "slurm", "--", "train", "--config", BASE, "--workdir", "gs://b/x"], "see --mount SOURCE:PATH"),
+        (["--platform", "gke", "--mount", "a:/s", "--", "sample", "--out", "x"], "--out must be below /s of --mount"),
         (["--platform", "gke", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
         (["--platform", "slurm", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
         (["--platform", "xpk", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on xpk"),
@@ -120,7 +124,7 @@ def test_wrong_requests_are_one_line(capsys, arguments, says):
     ],
 )
 def test_a_claim_or_a_bucket_is_mounted_in_every_pod(capsys, source, volume, fuse):
-    job = yaml.safe_load(dry_run(capsys, "gke", "--mount", f"{source}:/mnt/s"))
+    job = yaml.safe_load(dry_run(capsys, "gke", "--mount", f"{source}:/mnt/s", command=SAMPLE))
     pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
     assert pod["spec"]["volumes"] == [{"name": "shared", **volume}]
     assert pod["spec"]["containers"][0]["volumeMounts"] == [{"name": "shared", "mountPath": "/mnt/s"}]
@@ -137,7 +141,7 @@ def test_a_claim_or_a_bucket_is_mounted_in_every_pod(capsys, source, volume, fus
     ],
 )
 def test_storage_outlives_the_containers_of_every_platform(capsys, platform, source, says):
-    assert says in dry_run(capsys, platform, "--mount", f"{source}:/mnt/s")
+    assert says in dry_run(capsys, platform, "--mount", f"{source}:/mnt/s", command=SAMPLE)
 
 
 @pytest.mark.parametrize("platform", ["gke", "xpk", "tpu-vm", "skypilot"])

@@ -44,10 +44,11 @@ def add_arguments(parser) -> None:
 def run(arguments, _) -> int:
     from imagen_video_jax.launching import DEFAULTS, render, submit
 
-    _check_command(arguments)
+    parsed = _check_command(arguments)
     fields = {name: getattr(arguments, name.replace("-", "_")) for name in VARIABLES}
     given = {name.upper().replace("-", "_"): value for name, value in fields.items() if value is not None}
     rendered, missing = render(arguments.platform, arguments.words, given)
+    _check_outputs(parsed, arguments.mount)
     if arguments.dry_run:
         print(rendered, end="")
         return 0
@@ -56,8 +57,8 @@ def run(arguments, _) -> int:
         return submit(arguments.platform, rendered, missing, pathlib.Path(folder), logs)
 
 
-def _check_command(arguments) -> None:
-    """UserError where the command could not even be parsed on the other machine."""
+def _check_command(arguments):
+    """The parsed command; UserError where it could not even be parsed on the other machine."""
     if not arguments.words:
         raise UserError("name the command after --, e.g. imagen-video launch --platform gke -- train --config ...")
     if arguments.words[0] == "launch":
@@ -74,6 +75,18 @@ def _check_command(arguments) -> None:
         _check_config(arguments.words[0], parsed.config, rest)
     elif rest:
         raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {arguments.words[0]} --help")
+    return parsed
+
+
+def _check_outputs(parsed, mount: str | None) -> None:
+    """UserError for an output that no command can write, or that would be lost with the job's containers."""
+    kept = (mount or "").rpartition(":")[2]
+    for name in ("workdir", "out", "npz"):
+        path = getattr(parsed, name, None) or ""
+        if "://" in path:
+            raise UserError(f"--{name} must be below a mounted folder, see --mount SOURCE:PATH, got {path}")
+        if path and kept and not pathlib.PurePosixPath(path).is_relative_to(kept):
+            raise UserError(f"--{name} must be below {kept} of --mount, or it is lost with the container, got {path}")
 
 
 def _check_config(command: str, config: str, fields: list[str]) -> None:

@@ -69,19 +69,16 @@ def render(platform: str, command: Sequence[str], given: dict[str, str]) -> tupl
     """The rendered and checked job file, and the names of the variables that were not given.
 
     Args: command starts with the imagen-video command's name; given is variable -> value.
-    Raises UserError: a value that cannot be or is not used, or a rendered file that is not well formed.
+    Raises UserError: a value that cannot be, or a rendered file that is not well formed.
     """
     template = PLATFORMS[platform].template
     text = (_folder() / template).read_text()
     known = DEFAULTS | given
     _check_values(known)
     known = _derived(known, ["imagen-video", *command])
-    used = {_MADE_OF.get(name, name) for name in re.findall(r"@([A-Z_]+)@", text)}
-    if unused := sorted(set(given) - used):
-        raise UserError(f"{_flag(unused[0])} does nothing on {platform}; leave it out")
-    if "MOUNT" in given:
+    if "MOUNT" in given and platform in _SOURCES:
         known |= _mounted(given["MOUNT"], platform)
-    missing = sorted(used - set(known))
+    missing = sorted(_variables_of(text) - set(known))
     quote = _yaml if template.endswith(".yaml") else _shell
 
     def fill(match) -> str:
@@ -93,6 +90,16 @@ def render(platform: str, command: Sequence[str], given: dict[str, str]) -> tupl
     rendered = re.sub(r"@([A-Z_]+)@", fill, text)
     check(platform, rendered)
     return rendered, missing
+
+
+def unused(platform: str, given: dict[str, str]) -> list[str]:
+    """A line for every given variable that the platform's template does not take."""
+    taken = _variables_of((_folder() / PLATFORMS[platform].template).read_text())
+    return [f"{_flag(name)} does nothing on {platform}; leave it out" for name in sorted(set(given) - taken)]
+
+
+def _variables_of(template: str) -> set[str]:
+    return {_MADE_OF.get(name, name) for name in re.findall(r"@([A-Z_]+)@", template)}
 
 
 def _folder() -> pathlib.Path:
@@ -127,6 +134,9 @@ def _derived(values: dict, command: list[str]) -> dict:
         "SKY_RUN": _SKY_RUN.format(restarts=numbers["RESTARTS"], command=joined),
         "COORDINATOR": f"{values['NAME']}-workers-0-0.{values['NAME']}:12355",
         "PROCESSES": values["HOSTS"],
+        # Until --mount is given: a placeholder of the right form.
+        "MOUNT_VOLUMES": [{"name": "shared", "persistentVolumeClaim": {"claimName": "<MOUNT_SOURCE>"}}],
+        "MOUNT_FUSE": "false",
         **({"DOCKER_IMAGE": f"docker:{values['IMAGE']}"} if "IMAGE" in values else {}),
     }  # fmt: skip
 

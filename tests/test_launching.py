@@ -84,29 +84,46 @@ def test_unset_variables_are_shown_and_refused_at_submission(capsys, platform):
         (["--platform", "gke", "--", "train", "--config", "no.py", "--workdir", "y"], "no such config file: no.py"),
         (["--platform", "gke", "--", "train", "--config", f"{BASE}:nosuch", "--workdir", "y"], "nosuch"),
         (["--platform", "gke", "--", "evaluate", "--config", "experiments/evaluate.py:nosuch"], "nosuch"),
-        (["--platform", "gke", "--", "evaluate", "--config", "experiments/evaluate.py:tiny"], "--config.cascade=FILE"),
-        (["--platform", "gke", "--", *DISTILL], "distillation needs --config.teacher=WORKDIR"),
-        (["--platform", "gke", "--", "distill", "--config", BASE, "--workdir", "y"], "has no field"),
         (["--platform", "gke", "--", "export", "--cascade", "x", "--out", "y", "--oops"], "--oops"),
         (["--platform", "gke", "--", "evaluate", "--generated", "x", "--oops"], "unknown argument '--oops'"),
         (["--platform", "gke"], "name the command after --"),
         (["--platform", "gke", "--hosts", "0", "--", *ARGUMENTS], "--hosts must be a whole number above 0, got '0'"),
         (["--platform", "gke", "--name", "a b", "--", *ARGUMENTS], "--name"),
         (["--platform", "gke", "--", "launch"], "cannot launch itself"),
+        (["--platform", "gke", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
+        (["--platform", "slurm", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
+    ],
+)
+def test_wrong_requests_are_one_line(capsys, arguments, says):
+    assert main(["launch", "--dry-run", *arguments]) == 2
+    text = capsys.readouterr().err.strip()
+    assert says in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--platform", "gke", "--", "evaluate", "--config", "experiments/evaluate.py:tiny"], "--config.cascade=FILE"),
+        (["--platform", "gke", "--", *DISTILL], "distillation needs --config.teacher=WORKDIR"),
         (["--platform", "gke", "--", "sample", "--out", "gs://b/x"], "--out must be below a mounted folder"),
         (["--platform", "slurm", "--", "train", "--config", BASE, "--workdir", "gs://b/x"], "see --mount SOURCE:PATH"),
         (["--platform", "gke", "--mount", "a:/s", "--", "sample", "--out", "x"], "--out must be below /s of --mount"),
-        (["--platform", "gke", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
-        (["--platform", "slurm", "--", "sample", "--out", "x", "--prompt", "a caf\udce9"], "is not UTF-8 text"),
         (["--platform", "xpk", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on xpk"),
         (["--platform", "tpu-vm", "--hosts", "2", "--", *ARGUMENTS], "--hosts does nothing on tpu-vm"),
         (["--platform", "slurm", "--image", "x", "--", *ARGUMENTS], "--image does nothing on slurm"),
         (["--platform", "slurm", "--mount", "a:/b", "--", *ARGUMENTS], "--mount does nothing on slurm"),
         (["--platform", "skypilot", "--tpu-type", "x", "--", *ARGUMENTS], "--tpu-type does nothing on skypilot"),
+        (["--platform", "gke", "--", "distill", "--config", BASE, "--workdir", "y"], "has no field"),
     ],
 )
-def test_wrong_requests_are_one_line(capsys, arguments, says):
-    assert main(["launch", "--dry-run", *arguments]) == 2
+def test_what_would_go_wrong_there_is_said_of_a_dry_run_and_refused_at_submission(capsys, arguments, says):
+    assert main(["launch", "--dry-run", *arguments]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#")
+    assert says in shown.err
+    assert shown.err.startswith("note: ")
+    assert main(["launch", *arguments]) == 2
     text = capsys.readouterr().err.strip()
     assert says in text
     assert "\n" not in text

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import pathlib
+import sys
 import tempfile
+from collections.abc import Iterator
 
 from imagen_video_jax.errors import UserError
 
@@ -42,23 +44,30 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, _) -> int:
-    from imagen_video_jax.launching import DEFAULTS, render, submit
+    from imagen_video_jax.launching import DEFAULTS, render, submit, unused
 
-    parsed = _check_command(arguments)
+    parsed, rest = _check_command(arguments)
     fields = {name: getattr(arguments, name.replace("-", "_")) for name in VARIABLES}
     given = {name.upper().replace("-", "_"): value for name, value in fields.items() if value is not None}
     rendered, missing = render(arguments.platform, arguments.words, given)
-    _check_outputs(parsed, arguments.mount)
+    problems = [*unused(arguments.platform, given), *_lost_outputs(parsed, arguments.mount)]
+    problems += _left_open(arguments.words[0], parsed, rest)
     if arguments.dry_run:
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
         print(rendered, end="")
         return 0
+    if problems:
+        raise UserError(problems[0])
     with tempfile.TemporaryDirectory() as folder:
         logs = pathlib.Path(given.get("LOGS", DEFAULTS["LOGS"]))
         return submit(arguments.platform, rendered, missing, pathlib.Path(folder), logs)
 
 
 def _check_command(arguments):
-    """The parsed command; UserError where it could not even be parsed on the other machine."""
+    """The parsed command and its config fields; UserError where it could not even be parsed on the other machine."""
+    from imagen_video_jax import configs
+
     if not arguments.words:
         raise UserError("name the command after --, e.g. imagen-video launch --platform gke -- train --config ...")
     if arguments.words[0] == "launch":
@@ -72,28 +81,33 @@ def _check_command(arguments):
     except SystemExit:
         raise UserError("--help and --version are no jobs") from None
     if getattr(parsed, "config", None):
-        _check_config(arguments.words[0], parsed.config, rest)
+        # Data and weights may be where only the job sees them: what a stage's config says is all that can be checked.
+        stage = arguments.words[0] in ("train", "plan")
+        (configs.training if stage else configs.load)(parsed.config, rest)
     elif rest:
         raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {arguments.words[0]} --help")
-    return parsed
+    return parsed, rest
 
 
-def _check_outputs(parsed, mount: str | None) -> None:
-    """UserError for an output that no command can write, or that would be lost with the job's containers."""
+def _lost_outputs(parsed, mount: str | None) -> Iterator[str]:
+    """A line for every output that no command can write, or that would be lost with the job's containers."""
     kept = (mount or "").rpartition(":")[2]
     for name in ("workdir", "out", "npz"):
         path = getattr(parsed, name, None) or ""
         if "://" in path:
-            raise UserError(f"--{name} must be below a mounted folder, see --mount SOURCE:PATH, got {path}")
-        if path and kept and not pathlib.PurePosixPath(path).is_relative_to(kept):
-            raise UserError(f"--{name} must be below {kept} of --mount, or it is lost with the container, got {path}")
+            yield f"--{name} must be below a mounted folder, see --mount SOURCE:PATH, got {path}"
+        elif path and kept and not pathlib.PurePosixPath(path).is_relative_to(kept):
+            yield f"--{name} must be below {kept} of --mount, or it is lost with the container, got {path}"
 
 
-def _check_config(command: str, config: str, fields: list[str]) -> None:
-    """UserError for a config that the command would refuse; data and weights may be where only the job sees them."""
+def _left_open(command: str, parsed, fields: list[str]) -> Iterator[str]:
+    """What a sweep's or a distillation's config still lacks."""
     from imagen_video_jax import configs
 
-    checked = {"train": configs.training, "plan": configs.training, "evaluate": configs.sweep}
-    found = checked.get(command, configs.load)(config, fields)
-    if command == "distill" and not found.get("teacher"):
-        configs.distillation(config, fields, pathlib.Path())  # which says what is missing before it looks for anything
+    try:
+        if command == "evaluate" and parsed.config:
+            configs.sweep(parsed.config, fields)
+        if command == "distill" and not configs.load(parsed.config, fields).get("teacher"):
+            configs.distillation(parsed.config, fields, pathlib.Path())  # says what is missing before it looks at data
+    except UserError as error:
+        yield str(error)

@@ -28,6 +28,7 @@ from imagen_video_jax.evaluation.metrics import (
     VideoSet,
     check_names,
     described,
+    finite,
     frechet_extractors,
     measure,
     unable,
@@ -222,7 +223,7 @@ class _Sweep:
         values: dict = {}
         for name in self.metrics:
             values |= measure(name, real, generated, options)
-        values |= self._shifts(cell) | self._losses(cell)
+        values |= finite(self._shifts(cell) | self._losses(cell))
         seconds = sum(float(array.sum()) for array in sampler.arrays(cell, SECONDS))
         digests = dict(zip(sampler.cascade.names, sampler.digests))
         digests[sampler.cascade.names[sampler.main]] = cell.trained.digest

@@ -13,6 +13,8 @@ from imagen_video_jax import storage
 from imagen_video_jax.errors import FAILED, UserError
 from imagen_video_jax.evaluation import steadiness
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
@@ -67,7 +69,7 @@ def pixel_extractor() -> Extractor:
 
 
 class FeatureStore:
-    """Arrays by extractor and content: FOLDER/EXTRACTOR/KEY.npy; each is written whole or not at all."""
+    """Arrays by extractor and content: FOLDER/EXTRACTOR/KEY.npy, with its sha256 behind it; whole or not at all."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -75,20 +77,26 @@ class FeatureStore:
     def get(self, extractor: str, key: str) -> np.ndarray | None:
         """The array, or None where it is not there or damaged."""
         try:
-            return np.load(self._path(extractor, key), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            kept = self._path(extractor, key).read_bytes()
+        except OSError:
             return None
+        data, digest = kept[:-_DIGEST], kept[-_DIGEST:]
+        # What an earlier version kept has no digest, and is made again.
+        if hashlib.sha256(data).digest() != digest:
+            return None
+        return np.load(io.BytesIO(data), allow_pickle=False)
 
     def has(self, extractor: str, key: str) -> bool:
-        """Whether something was kept (and not, whether it is whole)."""
-        return self._path(extractor, key).is_file()
+        """Whether the array is there and whole."""
+        return self.get(extractor, key) is not None
 
     def put(self, extractor: str, key: str, array: np.ndarray) -> None:
         path = self._path(extractor, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        storage.write_bytes(path, buffer.getvalue())
+        data = buffer.getvalue()
+        storage.write_bytes(path, data + hashlib.sha256(data).digest())
 
     def discard_partial(self, begins: str) -> None:
         """Removes what killed processes were writing under keys that begin so; nobody may be writing them now."""

@@ -5,12 +5,13 @@ A number is one key of the result, its 95% interval another, `NAME_interval`.
 
 import dataclasses
 import difflib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from imagen_video_jax.errors import UserError
+from imagen_video_jax.errors import FAILED, UserError
 from imagen_video_jax.evaluation import bootstrap, mmd, ocr, reference, retrieval, steadiness
 from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples
 from imagen_video_jax.evaluation.judge import ATTRIBUTES, rate
@@ -311,8 +312,18 @@ def unable(name: str, real: VideoSet | None, generated: VideoSet) -> str | None:
 
 
 def measure(name: str, real: VideoSet | None, generated: VideoSet, options: Options) -> dict:
-    """Keys and values of one metric; UserError where the sets do not give it."""
+    """Keys and values of one metric; UserError where the sets do not give it, or not as a finite number."""
     if reason := unable(name, real, generated):
         raise UserError(f"{name} {reason}")
     metric = METRICS[name]
-    return metric.compute(name, metric, real, generated, options)
+    return finite(metric.compute(name, metric, real, generated, options))
+
+
+def finite(found: dict) -> dict:
+    """`found`, keys and values of metrics; UserError (exit code 1) naming one that is NaN or infinite."""
+    for key, value in found.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise UserError(f"{key} is {value}, not a finite number", FAILED) from None
+    return found

@@ -8,7 +8,8 @@ import pytest
 
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
-from imagen_video_jax.evaluation import folders, frechet, video_folders
+from imagen_video_jax.errors import FAILED, UserError
+from imagen_video_jax.evaluation import folders, frechet, metrics, video_folders
 from imagen_video_jax.evaluation.features import Extractor, FeatureStore
 from imagen_video_jax.video.files import write_video
 
@@ -174,6 +175,30 @@ def test_a_killed_run_goes_on_and_no_video_is_read_twice(world, tmp_path):
     other = Extractor("counting", "2", 4, counting(calls).apply)
     folders.read_set("real", items, {"counting": other}, store, lambda *_: None)
     assert len(calls) == 9
+
+
+def test_features_with_any_flipped_bit_or_without_a_checksum_are_as_good_as_gone(tmp_path):
+    store, array = FeatureStore(tmp_path), np.arange(6, dtype=np.float32).reshape(2, 3)
+    store.put("pixels", "a", array)
+    file = tmp_path / "pixels" / "a.npy"
+    intact = file.read_bytes()
+    np.testing.assert_array_equal(store.get("pixels", "a"), array)
+    for bit in range(8 * len(intact)):
+        damaged = bytearray(intact)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        assert store.get("pixels", "a") is None, bit
+    assert not store.has("pixels", "a")
+    np.save(file, array)  # as an earlier version kept it
+    assert not store.has("pixels", "a")
+
+
+def test_a_metric_that_is_not_finite_is_refused_by_its_name():
+    videos = metrics.VideoSet({"pixels": [np.array([[0.0, 0.0, np.nan]])]})
+    assert metrics.measure("flicker", None, videos, metrics.Options())["flicker"] == 0.0
+    with pytest.raises(UserError, match="motion is nan, not a finite number") as caught:
+        metrics.measure("motion", None, videos, metrics.Options())
+    assert caught.value.exit_code == FAILED
 
 
 def test_features_that_are_not_finite_name_the_video(world, tmp_path):

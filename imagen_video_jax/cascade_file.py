@@ -42,7 +42,7 @@ def join(workdirs: Sequence[str], out: str | os.PathLike, *, students: Sequence[
     Args: students are the positions of the workdirs that distillation made; their last round is taken.
     """
     entries, previous, encoder = [], None, None
-    out = pathlib.Path(out)
+    out = storage.local_path(out)
     for position, workdir in enumerate(workdirs):
         if not pathlib.Path(workdir).is_dir():
             raise UserError(f"no such stage folder: {workdir}")

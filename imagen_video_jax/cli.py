@@ -1,6 +1,7 @@
 """`imagen-video COMMAND`: which there are, and parsing; what a command takes and does is in commands/COMMAND.py."""
 
 import argparse
+import contextlib
 import sys
 
 from imagen_video_jax import __version__
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     Without `arguments` this process is the command line itself: then it only watches over a command that says `WATCHED`
     and does the work in a child (training/watchdog.py).
     """
+    # Names of files may hold bytes that are no text, or none of a terminal's: work that is done is not to fail by them.
+    with contextlib.suppress(AttributeError):  # of a stand-in, as a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")
     return in_one_line(lambda: _run(arguments))
 
 

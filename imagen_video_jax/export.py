@@ -44,7 +44,7 @@ def export(cascade: str | os.PathLike, out: str | os.PathLike, request: ExportRe
 
     Raises UserError: `out` is taken or cannot be written, the cascade cannot be read, programs cannot be made.
     """
-    out = pathlib.Path(out)
+    out = storage.local_path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists; a bundle is written once: name another --out, or remove it")
     if request.programs:
@@ -54,7 +54,7 @@ def export(cascade: str | os.PathLike, out: str | os.PathLike, request: ExportRe
     with storage.claim(out) as mine, _one_line_if_full(out):
         if not mine:
             raise UserError(f"{out} is being written by another process; wait for it or name another --out")
-        for left in out.parent.glob(f".{out.name[:80]}.tmp-*"):
+        for left in storage.left_behind(out):
             shutil.rmtree(left, ignore_errors=True)  # of a killed export
         with storage.atomic_folder(out) as folder:
             _write(folder, pathlib.Path(cascade), content, members, request, out.name)

@@ -6,10 +6,12 @@ content or the new content, never a part.
 
 import concurrent.futures
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 import uuid
@@ -20,17 +22,50 @@ from imagen_video_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+# Bytes of a name: file systems take 255, and what is made beside a file is named by it and more.
+_LONG_NAME = 80
+_LONG_SUFFIX = 16
 
 
 def user_cache() -> pathlib.Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/imagen_video_jax, by default under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    """The folder for what can be made again: $XDG_CACHE_HOME/imagen_video_jax, by default under ~/.cache.
+
+    UserError where neither is known, as in a container whose user has no home.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("this user has no home folder; set XDG_CACHE_HOME to a folder that can be written") from None
     return pathlib.Path(base) / "imagen_video_jax"
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+    """`path`, to be written; UserError for an address such as gs://bucket/x, which would become a folder `gs:` here."""
+    text = os.fspath(path)
+    # A path that was one already has lost a slash.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise UserError(f"cannot write to {re.sub(':/+', '://', text, count=1)}: outputs must be local folders")
+    return pathlib.Path(path)
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
     """A name beside `path` that no reader takes for content, unique to this process and call."""
-    return path.with_name(f".{path.name[:80]}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    return path.with_name(f".{_short_name(path)}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def left_behind(path: pathlib.Path) -> list[pathlib.Path]:
+    """The temporary files and folders of `path`, whoever made them."""
+    return list(path.parent.glob(f".{glob.escape(_short_name(path))}.tmp-*"))
+
+
+def _short_name(path: pathlib.Path) -> str:
+    """The name of `path`, a long one as its beginning and a hash; UserError where it has none."""
+    if not local_path(path).name:
+        raise UserError(f"cannot write to {path}: a file or folder with a name of its own is wanted")
+    name = os.fsencode(path.name)
+    if len(name) <= _LONG_NAME:
+        return path.name
+    return f"{name[: _LONG_NAME - 17].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def sync_folder(path: pathlib.Path) -> None:
@@ -48,7 +83,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     temporary = temporary_name(path)
     # Container formats choose themselves by ending, so the temporary name keeps it.
-    temporary = temporary.with_name(temporary.name + path.suffix)
+    if len(os.fsencode(path.suffix)) <= _LONG_SUFFIX:
+        temporary = temporary.with_name(temporary.name + path.suffix)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -56,9 +92,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        # The kernel names no file where a disk is full, and a person knows nothing of the temporary one.
-        if error.filename is None or str(error.filename) == str(temporary):
-            error.filename = str(path)
+        # The kernel names no file where a disk is full, and a person knows nothing of the temporary one, which PyAV
+        # names as a URL.
+        if error.errno is not None and (error.filename is None or temporary.name in str(error.filename)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -100,8 +137,8 @@ def claim(path: pathlib.Path) -> Iterator[bool]:
     """
     import fcntl
 
-    note = path.with_name(f".{path.name}.claim")
-    left_behind = note.exists()
+    note = path.with_name(f".{_short_name(path)}.claim")
+    killed = note.exists()
     with open(note, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,9 +146,9 @@ def claim(path: pathlib.Path) -> Iterator[bool]:
             yield False
             return
         except OSError:
-            left_behind = False
-        if left_behind:
-            for part in path.parent.glob(f".{path.name[:80]}.tmp-*"):
+            killed = False
+        if killed:
+            for part in left_behind(path):
                 part.unlink(missing_ok=True)
         try:
             yield True
@@ -173,14 +210,15 @@ def remembered_sha256(file: pathlib.Path) -> str:
 
 
 def remembered(files: Sequence[pathlib.Path], what: str, compute: Callable[[], str]) -> str:
-    """`compute()`, a text about the content of `files`, noted in the user cache: weights can be gigabytes.
+    """`compute()`, a hex sha256 of the content of `files`, noted in the user cache: weights can be gigabytes.
 
-    The note is found again by `what` and the files' paths, sizes and modification times.
+    The note is found again by `what` and the files' paths, sizes and modification times; a damaged one is made anew.
     """
     facts = [what, *((str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns) for file in files)]
     note = user_cache() / "file_hashes" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if note.is_file():
-        return note.read_text()
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", noted := note.read_text()):
+            return noted
     value = compute()
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +285,7 @@ def _in_threads(function: Callable, items: Sequence) -> list:
 
 def writable_folder(path: str | os.PathLike) -> pathlib.Path:
     """Makes `path` if needed and checks that a file can be made in it; UserError with the reason if not."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_name(path / "probe")
@@ -266,7 +304,7 @@ def directory_lock(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None
     and where the file system has no locks, there is a lease beside it (leases.py): what a killed process of another
     machine held is free after some seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    local_path(folder).mkdir(parents=True, exist_ok=True)
     note = folder / ".lock"
     descriptor = os.open(note, os.O_RDWR | os.O_CREAT, 0o666)
     try:

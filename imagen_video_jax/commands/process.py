@@ -15,8 +15,10 @@ from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, WRONG_REQUEST, U
 from imagen_video_jax.training.stopping import Stop
 
 T = TypeVar("T")
-# What a command may meet wherever it writes: a disk or a quota that is full, a disk that may only be read.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What a command may meet wherever it writes: a disk, a quota or a file that is full, a disk that may only be read.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What a disk, or a server of files, that fails answers to reading and writing.
+_FAILS = (errno.EIO, errno.ESTALE)
 # What makes a path that a person named unusable, for reading too.
 _CANNOT_USE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 
@@ -31,6 +33,8 @@ def in_one_line(work: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
             what = f"write {error.filename or 'its files'}"
+        elif error.errno in _FAILS:
+            what = f"read or write {error.filename or 'its files'}"
         elif is_of_a_path(error):
             what = f"use {error.filename}"
         else:

@@ -193,9 +193,10 @@ class CellSampler:
             self.store.put(SHIFTS, name, self._shifts({index: video[row] for index, video in stages.items()}))
             self.store.put(SECONDS, name, np.array([[seconds]]))
             tags = {"prompt": self.prompts.captions[number], "seed": str(cell.seed), "cell": cell.title}
-            for part in folder.glob(f".{number:06d}.mp4.tmp-*"):
+            file = folder / f"{number:06d}.mp4"
+            for part in storage.left_behind(file):
                 part.unlink(missing_ok=True)  # of a killed process: the chunk is ours
-            write_video(folder / f"{number:06d}.mp4", videos[row], fps=fps, metadata=tags)
+            write_video(file, videos[row], fps=fps, metadata=tags)
 
     def _shifts(self, stages: dict[int, np.ndarray]) -> np.ndarray:
         """Colour shift of every stage after the first against its own input, [1, stages - 1]."""

@@ -26,6 +26,8 @@ from imagen_video_jax.text.embedding_cache import check_same
 from imagen_video_jax.text.embedding_cache import describe as describe_encoder
 from imagen_video_jax.video import frames
 
+_MOST_VALUES = 2**32 - 1  # of a video: noise numbers them in 32 bits
+
 
 class Cascade:
     """Trained stages in order, with their text encoder."""
@@ -187,6 +189,12 @@ class Cascade:
         configs = [member.stage.config for member in self.members[start:stop]]
         if configs[0].kind != "base":
             raise UserError("--size goes with the base stage; from --start-at on the input video decides the size")
+        values = math.prod((configs[-1].frames, *size, 3))
+        if values > _MOST_VALUES:
+            raise UserError(
+                f"--size {size[0]}x{size[1]} makes videos of {values} values ({configs[-1].frames} frames), more than "
+                f"{_MOST_VALUES}; take a smaller one"
+            )
         factor = math.prod(config.factor for config in configs if config.kind == "spatial_sr")
         if any(side % factor for side in size):
             raise UserError(f"--size {size[0]}x{size[1]} must be divisible by {factor}, the factor of its stages")

@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import pathlib
+import re
+import sys
 from collections.abc import Callable
 
 import jax
@@ -22,6 +24,9 @@ from imagen_video_jax.partitioning import MeshShape, batch_divisor, make_mesh
 from imagen_video_jax.stages.tiles import Tiling
 from imagen_video_jax.training.metrics import progress_bar
 from imagen_video_jax.video.files import write_video
+
+_VIDEO = r"\d{4,}-\d{3,}\.mp4"  # of any job
+_PARTIAL = r"\..*\.tmp-.*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +119,16 @@ def sample_with(
         jobs, size = run.jobs, run.chunk_size()
         chunks = [jobs[begin : begin + size] for begin in range(0, len(jobs), size)]
         # Whole chunks: what a sample comes out as may depend, in its last bits, on the samples beside it.
-        missing = [chunk for chunk in chunks if not (goes_on and all(run.is_done(out, job) for job in chunk))]
+        ready = [goes_on and all(run.is_done(out, job) for job in chunk) for chunk in chunks]
+        missing = [chunk for chunk, there in zip(chunks, ready) if not there]
         if missing:
-            _ = cascade.encoder  # opened, and found to be the right one, before another job's videos go
+            run.say_what_is_cut()  # opens the encoder, and finds it to be the right one, before another job's videos go
         note()
-        if not goes_on:
+        if goes_on:
+            run.remove(out, _PARTIAL)
+        else:
             run.start_anew(out)
-        done = [job for chunk in chunks if chunk not in missing for job in chunk]
+        done = [job for chunk, there in zip(chunks, ready) if there for job in chunk]
         storage.write_text(out / "samples.jsonl", _lines(done))
         with _Progress(cascade, run.start, run.stop, len(jobs), len(done)) as advance:
             for chunk in missing:
@@ -184,6 +192,25 @@ class _Run:
         devices = batch_divisor(self.cascade.mesh) if self.cascade.mesh is not None else 1
         return -(-size // devices) * devices
 
+    def say_what_is_cut(self) -> None:
+        """Says on stderr how many prompts are longer than the encoder and the stages read, and what one of them loses.
+
+        UserError where the encoder cannot be opened.
+        """
+        encoder, negative = self.cascade.encoder, self.request.negative
+        prompts = [*self.request.prompts, *([negative] if negative else ())]
+        limit = min(self.cascade.members[i].stage.config.text_length for i in range(self.start, self.stop))
+        # A stage that reads fewer tokens than the encoder gives loses the closing one, which is no text, before others.
+        lost = encoder.tokenize(prompts, min(limit + 1, encoder.max_length)).lost
+        if lost:
+            prompt, rest = lost[0]
+            print(
+                f"note: {len(lost)} of {len(prompts)} prompts are longer than the "
+                f"{min(limit, encoder.max_length)} tokens that are read; {prompt[:40]!r}... loses {len(rest)} of "
+                f"{len(prompt)} characters, from {rest[:40]!r} on",
+                file=sys.stderr,
+            )
+
     # What is there.
 
     def goes_on(self, out: pathlib.Path) -> bool:
@@ -192,11 +219,21 @@ class _Run:
         return file.exists() and storage.read_json(file) == self._job()
 
     def start_anew(self, out: pathlib.Path) -> None:
-        """Removes what lies in the way of this job."""
+        """Removes what lies in the way of this job, and whatever another one left: its videos, those of its stages too,
+        and what it was writing when it was killed."""
         for job in self.jobs:
             (out / job.file).unlink(missing_ok=True)
+        if (out / ".job.json").exists():
+            self.remove(out, f"{_VIDEO}|{_PARTIAL}")
         (out / "samples.jsonl").unlink(missing_ok=True)
         storage.write_json(out / ".job.json", self._job())
+
+    def remove(self, out: pathlib.Path, names: str) -> None:
+        """Removes the files of a job's folder, and of its stages' folders, whose whole names match."""
+        stages = {out / "stages", self.stage_videos or out / "stages"}
+        for file in [*out.glob("*"), *(file for folder in stages for file in folder.glob("*/*"))]:
+            if re.fullmatch(names, file.name) and file.is_file():
+                file.unlink()
 
     def _job(self) -> dict:
         return {"sha256": self._identity()}

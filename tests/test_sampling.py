@@ -14,6 +14,7 @@ from imagen_video_jax.errors import UserError
 from imagen_video_jax.partitioning import make_mesh
 from imagen_video_jax.sampling import SampleRequest, sample_with
 from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.text.tokenizer import Tokens
 from imagen_video_jax.video.files import read_video, write_video
 from imagen_video_jax.video.frames import to_uint8
 from tests.stages.stage_kinds import NAMES, smallest
@@ -21,9 +22,23 @@ from tests.stages.stage_kinds import NAMES, smallest
 PROMPTS = ("a red circle", "a blue square", "a green star")
 
 
-def encoder(prompts):
-    rngs = [np.random.default_rng(len(prompt)) for prompt in prompts]
-    return np.stack([rng.normal(size=(24, 384)) for rng in rngs]).astype(np.float32), np.ones((len(prompts), 24), bool)
+class Encoder:
+    """Noise that belongs to the length of a prompt; a token a word."""
+
+    max_length = 24
+
+    def __call__(self, prompts):
+        rngs = [np.random.default_rng(len(prompt)) for prompt in prompts]
+        states = np.stack([rng.normal(size=(24, 384)) for rng in rngs])
+        return states.astype(np.float32), np.ones((len(prompts), 24), bool)
+
+    def tokenize(self, prompts, max_length):
+        words = [(prompt, prompt.split(" ")) for prompt in prompts]
+        lost = tuple((prompt, " ".join(own[max_length - 1 :])) for prompt, own in words if len(own) >= max_length)
+        return Tokens(np.zeros((len(prompts), 1)), np.ones((len(prompts), 1)), lost)
+
+
+encoder = Encoder()
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +88,44 @@ def test_a_killed_job_goes_on_with_what_is_missing_and_another_job_starts_anew(c
     assert len(made) == 7
 
 
+def files_below(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+
+
+def test_nothing_of_another_job_is_left_in_a_jobs_folder(cascade, tmp_path):
+    def kept(**changes):
+        return sample_with(cascade, request(stop_after="1", **changes), tmp_path, name="test", stage_videos=stages)
+
+    stages = tmp_path / "stages"
+    kept()
+    (folder,) = stages.iterdir()
+    first = (folder / "0000-000.mp4").read_bytes()
+    # What a kill leaves: videos that samples.jsonl does not list yet, and a part of one; and what is not ours.
+    for name in ("0007-000.mp4", ".0008-000.mp4.tmp-1-abc.mp4", "stages/1_base/.0000-000.mp4.tmp-1-abc", "mine.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    kept()  # the same job goes on
+    assert not [name for name in files_below(tmp_path) if ".tmp-" in name]
+    sample_with(cascade, request(prompts=PROMPTS[1:2], stop_after="1"), tmp_path, name="test")
+    assert files_below(tmp_path) == {".job.json", "samples.jsonl", "0000-000.mp4", "mine.mp4"}
+    kept(prompts=PROMPTS[1:2])
+    assert (folder / "0000-000.mp4").read_bytes() != first
+
+
+def test_prompts_that_are_cut_are_counted_once_and_one_is_shown(cascade, tmp_path, capsys):
+    long = "a " * 23 + "red circle"
+    run(cascade, tmp_path, prompts=(long, "a red circle"), stop_after="1", batch=1)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert "1 of 2 prompts are longer than the 24 tokens that are read" in line
+    assert "loses 10 of 56 characters, from 'red circle' on" in line
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"size": (0, 8)}, "cannot sample 0x8"),
+        ({"size": (99999999, 99999999)}, "--size 99999999x99999999 makes videos of .* values .*, more than 4294967295"),
+        ({"fields": (("guidance_low", (float("nan"),)),)}, "guidance_low must be at least 0 .* and finite, got nan"),
         ({"steps": (10**12,)}, "steps must be from 1 to 10000, got 1000000000000"),
         ({"extend": "nofile.mp4", "extend_from": float("nan")}, "--extend-from must be from .* got nan"),
         ({"extend": "nofile.mp4", "extend_from": float("inf")}, "--extend-from must be from .* got inf"),

@@ -11,6 +11,7 @@ logsnr is a scalar, index the number of the step, and memory what guidance carri
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -72,8 +73,11 @@ class SamplerConfig:
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise ValueError(f"sampler.{field} must be in [0, 1], got {getattr(self, field)}")
         for field in ("guidance", "guidance_low", "apg_norm"):
-            if (getattr(self, field) or 0.0) < 0.0:
-                raise ValueError(f"sampler.{field} must be at least 0 (0 is off), got {getattr(self, field)}")
+            value = getattr(self, field) or 0.0
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f"sampler.{field} must be at least 0 (0 is off) and finite, got {value}")
+        if not math.isfinite(self.apg_parallel):
+            raise ValueError(f"sampler.apg_parallel must be finite, got {self.apg_parallel}")
         if not -1.0 < self.apg_momentum < 1.0:
             raise ValueError(f"sampler.apg_momentum must be in (-1, 1), got {self.apg_momentum}")
         if not (len(self.interval) == 2 and 0.0 <= self.interval[0] < self.interval[1] <= 1.0):

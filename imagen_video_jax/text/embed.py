@@ -159,11 +159,11 @@ class TextEncoder:
     def _params(self):
         return self._load()
 
-    def tokenize(self, prompts: Sequence[str]) -> Tokens:
-        """Token numbers, none more than `max_length`, and what was cut off."""
+    def tokenize(self, prompts: Sequence[str], max_length: int = 0) -> Tokens:
+        """Token numbers, none more than `max_length` (0: the encoder's own), and what was cut off."""
         if self._tokenizer is None:
             raise UserError(f"encoder {self.name} needs --vocabulary FILE (spiece.model) to read text")
-        return self._tokenizer(prompts, self.max_length)
+        return self._tokenizer(prompts, max_length or self.max_length)
 
     def __call__(
         self, prompts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], None] | None = None

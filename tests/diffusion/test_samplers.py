@@ -138,7 +138,16 @@ def test_rescaled_guidance_has_the_contrast_of_the_conditional_estimate(rng):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("name", "euler"), ("rule", "x"), ("interval", (0.7, 0.2)), ("opening", 2.0), ("apg_momentum", 1.0), ("steps", 0)],
+    [
+        ("name", "euler"),
+        ("rule", "x"),
+        ("interval", (0.7, 0.2)),
+        ("opening", 2.0),
+        ("apg_momentum", 1.0),
+        ("steps", 0),
+        *[(field, value) for field in ("guidance", "guidance_low", "apg_norm") for value in (-1.0, np.nan, np.inf)],
+        *[("apg_parallel", value) for value in (np.nan, np.inf, -np.inf)],
+    ],
 )
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"sampler.{field} must be"):

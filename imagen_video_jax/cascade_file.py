@@ -20,6 +20,7 @@ from imagen_video_jax.models.video_unet import VideoUNetConfig
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.stages.tiles import WHOLE, Tiling
+from imagen_video_jax.text.embed import ENCODERS
 from imagen_video_jax.text.embedding_cache import check_same
 
 VERSION = 1
@@ -135,13 +136,17 @@ def read_members(
     stages = content["stages"] if isinstance(content["stages"], list) else [None]
     if not all(isinstance(entry, dict) and isinstance(entry.get(where), str) for entry in stages):
         raise UserError(f"{path} does not say where the weights of its stages are; make the cascade anew")
+    for entry in stages:
+        if not isinstance(entry.get("step") or 0, int):
+            raise UserError(f"{path} says of a stage that its step is {entry['step']!r}; make the cascade anew")
+    _check_encoder(path, content.get("encoder") or {})
     configs = [stage_config(entry.get("stage")) for entry in stages]
     for previous, config in zip([None, *configs], configs):
         check_fit(previous, config)
 
     def members():
         for entry, config in zip(stages, configs):
-            trained = int(entry.get("step") or 0)
+            trained = entry.get("step") or 0
             stage = Stage(config, WHOLE if config.kind == "base" else tiling)
             abstract = placed(stage, mesh)
             if "bundle" in content:
@@ -153,6 +158,15 @@ def read_members(
             yield Member(stage, params, entry["checkpoint"], digest, trained)
 
     return content, members()
+
+
+def _check_encoder(path: str | os.PathLike, info) -> None:
+    """UserError unless `info`, what a cascade says of its text encoder, is of one that can be opened here."""
+    kinds = {"encoder": str, "fingerprint": str, "weights": str, "vocabulary": str, "max_length": int}
+    if not isinstance(info, dict) or not all(isinstance(info.get(name, kind()), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path} does not say what its text encoder is; make the cascade anew")
+    if (name := info.get("encoder", "minilm")) not in ENCODERS:
+        raise UserError(f"{path} needs text encoder {name[:60]!r}; this version knows {', '.join(ENCODERS)}")
 
 
 def _weights_of(step: pathlib.Path, named_by, abstract, allow_gone: bool) -> tuple[dict | None, str]:

@@ -175,12 +175,13 @@ def public_encoder(encoder: dict) -> dict:
 
 
 def _scores_beside(folder: pathlib.Path) -> dict[str, dict]:
-    """What the demo's judge said of this cascade."""
-    if not (folder / "scores.json").is_file():
+    """What the demo's judge said of this cascade; a scores.json of another shape is of something else."""
+    try:
+        scores = storage.read_json(folder / "scores.json")
+        shares = {f"{name} right (share)": float(value["accuracy"]) for name, value in scores.items()}
+    except (UserError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return {}
-    scores = storage.read_json(folder / "scores.json")
-    shares = {f"{name} right (share)": value["accuracy"] for name, value in scores.items()}
-    return {"judge of motion_shapes, base samples": shares}
+    return {"judge of motion_shapes, base samples": shares} if shares else {}
 
 
 def _write_sums(folder: pathlib.Path) -> None:

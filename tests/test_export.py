@@ -290,6 +290,11 @@ HOSTILE = {
     "no config": lambda c: c["stages"][0].update(stage=None),
     "a stage too many": lambda c: c["stages"].append(c["stages"][0]),
     "another order": lambda c: c["stages"].reverse(),
+    "a step of words": lambda c: c["stages"][0].update(step="two"),
+    "an encoder of a later version": lambda c: c.update(encoder={"encoder": "t6"}),
+    "an encoder that is a name": lambda c: c.update(encoder="minilm"),
+    "an encoder of lists": lambda c: c.update(encoder={"encoder": ["minilm"]}),
+    "an encoder of words": lambda c: c.update(encoder={"encoder": "minilm", "max_length": "64"}),
 }
 
 
@@ -401,6 +406,15 @@ def test_what_a_killed_export_left_is_removed_by_the_next(world, tmp_path):
     (left / "part").write_text("half")
     export.export(world / "cascade.json", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_scores_of_something_else_beside_a_cascade_are_left_alone(tmp_path):
+    assert export._scores_beside(tmp_path) == {}
+    for text in ("{", "[1]", "7", "{}", '{"fvd": 123.5}', '{"fvd": {"value": 1}}', '{"fvd": {"accuracy": null}}'):
+        (tmp_path / "scores.json").write_text(text)
+        assert export._scores_beside(tmp_path) == {}, text
+    (tmp_path / "scores.json").write_text('{"colour": {"accuracy": 0.5, "of": 64}}')
+    assert list(export._scores_beside(tmp_path).values()) == [{"colour right (share)": 0.5}]
 
 
 def test_scores_and_words_of_ones_own_are_on_the_card(world, tmp_path, capsys):

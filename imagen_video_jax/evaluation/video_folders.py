@@ -100,6 +100,9 @@ def _rows_of_samples(folder: pathlib.Path) -> dict[str, Row] | None:
         return None
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        for row in rows:
+            if not (isinstance(row["path"], str) and isinstance(row["prompt"], str)):
+                raise TypeError(f"path and prompt are texts, got {row['path']!r} and {row['prompt']!r}")
         return {row["path"]: Row(clean_captions([row["prompt"]]), {}, i, row["path"]) for i, row in enumerate(rows, 1)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from None

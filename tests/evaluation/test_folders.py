@@ -100,6 +100,8 @@ def line_of(capsys) -> str:
         (["--generated", "{real}/images", "--metrics", "motion"], "only 1 images"),
         (["--generated", "{real}", "--metrics", "motion", "--frames", "0"], "--frames must be at least 2, got 0"),
         (["--generated", "{real}", "--metrics", "motion", "--config.steps=1"], "--config.steps=1"),
+        (["--config", "x.py", "--workdir", "{empty}", "--json", "--frames", "16"], "not --json, --frames; real videos"),
+        (["--config", "x.py", "--workdir", "{empty}", "--pool", "0", "--i3d", "x"], "not --pool, --i3d; real videos"),
     ],
 )
 def test_wrong_requests_are_one_line_and_exit_2(world, tmp_path, capsys, arguments, says):
@@ -216,6 +218,21 @@ def test_a_folder_of_samples_holds_what_samples_jsonl_lists(world, tmp_path):
     (tmp_path / "out" / "samples.jsonl").write_text(json.dumps(row) + "\n")
     (item,) = video_folders.list_videos(str(tmp_path / "out"), "generated")
     assert (item.name, item.caption) == ("000001.mp4", "a red circle")
+
+
+@pytest.mark.parametrize("row", ['{"path": 5, "prompt": "x"}', '{"path": "000001.mp4", "prompt": 5}'])
+def test_a_samples_jsonl_of_something_else_is_named(tmp_path, row):
+    (tmp_path / "samples.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=r"samples\.jsonl cannot be read: .* path and prompt are texts, got"):
+        video_folders.list_videos(str(tmp_path), "generated")
+
+
+def test_labels_that_do_not_say_what_the_judge_is_about_give_no_number_of_it():
+    def of(labels):
+        return metrics.VideoSet({}, labels=[labels])
+
+    assert metrics.unable("judge", None, of({"colour": "red"})) is None
+    assert "colour, shape, motion" in metrics.unable("judge", None, of({"style": "flat"}))
 
 
 def with_fake(name, extractor, world, tmp_path, metrics, **sets):

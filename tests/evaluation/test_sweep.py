@@ -17,6 +17,7 @@ from imagen_video_jax import checkpoint, configs, storage
 from imagen_video_jax.cascade import Cascade, changed_sampler
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import cell_samples, evaluate, scenes
 from imagen_video_jax.evaluation.features import FeatureStore
 from imagen_video_jax.evaluation.sweep import CONSTANT, SweepConfig, Trained, cells_of
@@ -185,6 +186,16 @@ def test_what_killed_processes_were_writing_of_a_cell_is_removed_and_nothing_els
         (tmp_path / "judge-1" / name).write_bytes(b"half")
     store.discard_partial("abc")
     assert sorted(p.name for p in (tmp_path / "judge-1").iterdir()) == [".abd-000000.npy.tmp-12-3", "abc-000001.npy"]
+
+
+def test_a_file_among_the_rows_that_is_no_row_is_named(tmp_path):
+    row = {"key": "abc", "finished": 1.5, "metrics": {}}
+    storage.write_json(tmp_path / "abc.json", row)
+    assert evaluate._read_row(tmp_path / "abc.json") == row
+    for other in ({}, [], 1, row | {"key": "abd"}, row | {"finished": None}, row | {"metrics": 1}):
+        storage.write_json(tmp_path / "abc.json", other)
+        with pytest.raises(UserError, match=r"abc\.json is not the row of a cell; remove it"):
+            evaluate._read_row(tmp_path / "abc.json")
 
 
 def test_a_bundle_is_evaluated_like_the_cascade_it_was_exported_from(world, tmp_path, capsys):

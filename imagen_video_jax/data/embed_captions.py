@@ -206,8 +206,9 @@ def embed_prompts_to_npz(prompts: Sequence[str], encoder: TextEncoder, path: pat
 def embed_ids_to_npz(ids: pathlib.Path, encoder: TextEncoder, path: pathlib.Path) -> None:
     """The same for a file of token numbers, int32 (N, L) with padding 0; UserError where it is something else."""
     try:
-        ids_BL = np.load(ids, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(ids, "rb") as file:
+            ids_BL = np.load(file, allow_pickle=False)
+    except Exception as error:  # numpy lets through what any part of a damaged file raises
         reason = "it holds Python objects" if "allow_pickle" in str(error) else error
         raise UserError(f"cannot read token numbers from {ids}: {reason}") from None
     if not isinstance(ids_BL, np.ndarray):

@@ -63,7 +63,14 @@ def test_a_file_that_holds_no_token_numbers_is_named(encoder, tmp_path):
     np.savez(tmp_path / "many.npz", a=np.zeros(3))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     np.save(tmp_path / "floats.npy", np.zeros((2, 2)))
+    good = (tmp_path / "floats.npy").read_bytes()
+    (tmp_path / "torn.npy").write_bytes(good.replace(b"(2, 2)", b"(2, (2"))
+    (tmp_path / "huge.npy").write_bytes(good.replace(b"2), }" + b" " * 14, b"9" * 14 + b"2), }"))
+    (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04 cut")
     for name, says in (
+        ("torn.npy", "torn.npy"),
+        ("huge.npy", "huge.npy"),
+        ("archive.npy", "archive.npy"),
         ("objects.npy", "Python objects"),
         ("many.npz", "is an archive"),
         ("cut.npy", "cut.npy"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
@@ -88,7 +89,10 @@ class Looks:
             return means_of(sums)
 
     def write_samples(self, state: TrainState, step: int) -> None:
-        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4. Without videos, nothing."""
+        """Videos for the first validation captions beside each other: DIR/samples/STEP.mp4. Without videos, nothing.
+
+        A disk that is full stops no training: it is said, and the samples are lost.
+        """
         source = next(
             (source for source in (self.inputs.validation, self.inputs.source) if source and source.videos), None
         )
@@ -100,9 +104,12 @@ class Looks:
             batch = partitioning.put_batch(self.mesh, next(batches))
         videos = self._sample(state.ema, batch)
         if distributed.is_first():
-            self.folder.mkdir(exist_ok=True)
-            row = np.concatenate(list(to_uint8(videos[:SHOWN])), axis=2)
-            write_video(self.folder / f"{step:08d}.mp4", row, fps=self.config.stage.fps, metadata={"step": str(step)})
+            row, path = np.concatenate(list(to_uint8(videos[:SHOWN])), axis=2), self.folder / f"{step:08d}.mp4"
+            try:
+                self.folder.mkdir(exist_ok=True)
+                write_video(path, row, fps=self.config.stage.fps, metadata={"step": str(step)})
+            except OSError as error:
+                print(f"warning: {path} cannot be written: {error}; training goes on", file=sys.stderr)
 
     def _sample(self, params, batch: Batch):
         if not hasattr(self, "_sampler"):

@@ -5,17 +5,21 @@ import contextlib
 import json
 import math
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterable
 
 import rich.progress
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from imagen_video_jax import storage
 from imagen_video_jax.data.batches import Batches
 
 LOSSES = ("train", "held_out")  # kinds of rows that have a loss: those of metrics.jsonl
+_FLUSH_SECONDS = 30  # between two times that TensorBoard's events are synced, which may take long
 
 
 def report_clips(workdir: pathlib.Path, streams: Iterable[Batches], process: int) -> None:
@@ -63,7 +67,7 @@ class MetricsWriter:
         self._complained = False
         _cut_rows_after(self._path, start_step)
         self._file = open(self._path, "a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
+        self._board: _Board | None = _Board(workdir / "tensorboard")
 
     def write(self, step: int, values: dict, *, kind: str = "train") -> None:
         """One row; a value that is not finite is null, because JSON has no word for it."""
@@ -77,23 +81,64 @@ class MetricsWriter:
             else:
                 with open(self._events, "a") as file:
                     file.write(json.dumps(row) + "\n")
-            for name, value in ((n, v) for n, v in numbers.items() if math.isfinite(v)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
-            if not self._complained:
-                print(f"warning: {self._path} cannot be written: {error}; training goes on", file=sys.stderr)
-            self._complained = True
+            self._complain(self._path, error)
+        if self._board:
+            try:
+                self._board.write(step, {f"{kind}/{n}": value for n, value in numbers.items() if math.isfinite(value)})
+            except OSError as error:
+                self._complain(self._board.path, error)
+                self._board.close()
+                self._board = None  # nothing can be read behind an event that was cut
 
     def cut_after(self, step: int) -> None:
         """Drops the rows of later steps, which will be done again."""
-        self._file.close()
-        _cut_rows_after(self._path, step)
+        try:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            _cut_rows_after(self._path, step)
+        except OSError as error:
+            self._complain(self._path, error)
         self._file = open(self._path, "a")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
+
+    def _complain(self, path: pathlib.Path, error: OSError) -> None:
+        if not self._complained:
+            print(f"warning: {path} cannot be written: {error}; training goes on", file=sys.stderr)
+        self._complained = True
+
+
+class _Board:
+    """Scalars for TensorBoard, in a file of this run, written by the thread that has them.
+
+    The library's SummaryWriter writes in a thread of its own: one that a full disk ended, and whoever gave it more
+    scalars then waited for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir(exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file, self._flushed = RecordWriter(str(self.path)), 0.0
+        self._add(file_version="brain.Event:2")
+
+    def _add(self, **fields) -> None:
+        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._add(step=step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class NoWriter:

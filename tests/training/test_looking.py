@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import types
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from imagen_video_jax import partitioning
 from imagen_video_jax.data.examples import Source
 from imagen_video_jax.stages.stage import Stage
+from imagen_video_jax.training import looking
 from imagen_video_jax.training.looking import Looks
 from imagen_video_jax.training.step import OWN_LOSS, Objective
 from imagen_video_jax.training.train_config import TrainConfig
@@ -62,3 +64,26 @@ def test_held_out_clips_are_as_large_as_training_clips_and_samples_whole(name, t
     looks.write_samples(types.SimpleNamespace(ema={}), step=1)
     stage = config.stage
     assert sizes == [(stage.train_frames, *stage.train_size), (stage.frames, stage.height, stage.width)]
+
+
+def test_samples_that_cannot_be_written_are_said_and_stop_no_training(tmp_path, monkeypatch, capsys):
+    config, clips = TrainConfig(tiny(NAMES[0])), Source("a clip", videos=("not read",), images=())
+    inputs = types.SimpleNamespace(source=clips, validation=None, embeddings=None)
+    looks = Looks(config, Stage(config.stage), OWN_LOSS, partitioning.make_mesh(), inputs, folder=tmp_path / "samples")
+    batch = jax.tree.map(np.asarray, random_batch(config.stage, size=8))
+    monkeypatch.setattr(looks, "_evaluation_batches", lambda *_: contextlib.nullcontext(iter([batch])))
+    monkeypatch.setattr(looks, "_sample", lambda *_: np.zeros((8, 2, 8, 8, 3), np.float32))
+
+    def write(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(looking, "write_video", write)
+        looks.write_samples(types.SimpleNamespace(ema={}), step=1)
+    (tmp_path / "samples").rmdir()
+    (tmp_path / "samples").write_text("in the way")
+    looks.write_samples(types.SimpleNamespace(ema={}), step=2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "00000001.mp4 cannot be written" in first
+    assert "00000002.mp4 cannot be written" in second
+    assert "training goes on" in first

@@ -16,7 +16,7 @@ from imagen_video_jax.data.manifests import MANIFEST
 from imagen_video_jax.data.motion_shapes import VERSION, write_motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embed import TextEncoder
-from imagen_video_jax.text.embedding_cache import FINGERPRINT, user_folder
+from imagen_video_jax.text.embedding_cache import user_folder
 
 # clips and images of the training and of the validation part; frames, height, width of a clip at 24 fps
 SETS = {
@@ -41,12 +41,12 @@ def default_set(name: str) -> DefaultSet:
     encoder = TextEncoder.minilm()
     made = DefaultSet(root / "train", root / "validation", user_folder(encoder))
     with _lock(storage.writable_folder(root)):
-        # The cache is shared by all data sets, so it may be gone while the files are there.
-        if not ((root / "complete").exists() and (made.embeddings / FINGERPRINT).exists()):
+        if not (root / "complete").exists():
             for split in ("train", "validation"):
                 _render(root, name, split)
-            embed_data([str(made.train), str(made.validation)], made.embeddings, encoder)
             (root / "complete").touch()
+        # The cache is shared by all data sets, so any part of it may be gone while the files are there.
+        embed_data([str(made.train), str(made.validation)], made.embeddings, encoder)
     return made
 
 

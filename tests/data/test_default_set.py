@@ -1,11 +1,13 @@
 """The embedded default data set is made once, whoever asks and however often it was interrupted."""
 
 import concurrent.futures
+import shutil
 
 import pytest
 
 from imagen_video_jax.data import default_set as subject
 from imagen_video_jax.data.default_set import SETS, default_set
+from imagen_video_jax.data.embed_captions import embed_captions
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.text.embedding_cache import EmbeddingCache
@@ -59,6 +61,20 @@ def test_a_lost_embedding_cache_is_made_again(renders):
     for path in made.embeddings.iterdir():
         path.unlink()
     assert len(EmbeddingCache.open(default_set("tiny").embeddings)) > 0
+
+
+def test_embeddings_that_are_lost_in_part_or_were_made_for_other_data_are_completed(renders):
+    made = default_set("tiny")
+    captions = open_source(made.train).captions + open_source(made.validation).captions
+    (shard,) = made.embeddings.glob("shard-*")
+    shard.unlink()  # as the message about a damaged one says
+    default_set("tiny")
+    assert EmbeddingCache.open(made.embeddings).missing(captions) == []
+    shutil.rmtree(made.embeddings)
+    embed_captions(made.embeddings, ["a caption of other data"], subject.TextEncoder.minilm())
+    default_set("tiny")
+    assert EmbeddingCache.open(made.embeddings).missing(captions) == []
+    assert renders == ["train", "validation"]
 
 
 def test_the_tiny_set_stays_within_the_size_that_its_tests_can_afford():

@@ -107,8 +107,12 @@ def _facts(source: str, listing) -> dict[str, object]:
         rates = Counter(f"{fact['fps']:g}" for fact in videos)
         facts["frames/s"] = ", ".join(f"{rate} ({count})" for rate, count in rates.most_common(5)) or "-"
         facts["hours of video"] = f"{sum(fact['frames'] / fact['fps'] for fact in videos) / 3600:.3f}"
-        statistics = storage.read_json(pathlib.Path(source) / records.STATISTICS)
-        for name in ("kept", "dropped", "duplicates", "validation"):
-            facts[name] = statistics[name]
-        facts["dropped because"] = ", ".join(f"{k} ({v})" for k, v in statistics["dropped_by_reason"].items()) or "-"
+        file = pathlib.Path(source) / records.STATISTICS
+        statistics = storage.read_json(file)
+        try:
+            facts |= {name: statistics[name] for name in ("kept", "dropped", "duplicates", "validation")}
+            reasons = statistics["dropped_by_reason"].items()
+        except (KeyError, AttributeError) as error:
+            raise UserError(f"{file} is damaged ({error}); run imagen-video prepare again") from None
+        facts["dropped because"] = ", ".join(f"{k} ({v})" for k, v in reasons) or "-"
     return facts

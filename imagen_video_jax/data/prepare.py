@@ -110,6 +110,8 @@ def _check_same(out: pathlib.Path, work: pathlib.Path, source: str, settings: Pr
         storage.write_json(work / "request.json", request)
         return
     found = storage.read_json(work / "request.json")
+    if not isinstance(found, dict):
+        raise UserError(f"{work / 'request.json'} is damaged; choose another --out, or remove {out} to do it all again")
     changed = [f"{name}: {found.get(name)} -> {value}" for name, value in request.items() if found.get(name) != value]
     if changed:
         raise UserError(f"{out} was prepared otherwise ({'; '.join(changed)}); choose another --out")

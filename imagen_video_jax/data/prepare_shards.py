@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 
 from imagen_video_jax import storage
@@ -36,26 +37,39 @@ class Entry:
 def write_shards(
     folder: pathlib.Path, name: str, entries: list[Entry], shard_bytes: int, work: pathlib.Path, progress: Callable
 ) -> dict[str, dict]:
-    """Writes the shards that are not there yet; {file name: facts}, in order."""
+    """Writes the shards that are not there as they were written before; {file name: facts}, in order."""
     groups = list(_grouped(entries, shard_bytes))
     done_file = work / f"shards-{name}.json"
     done = storage.read_json(done_file) if done_file.exists() else {}
+    done = done if isinstance(done, dict) else {}  # a damaged note: all is written anew
     shards = {}
     for number, group in enumerate(groups):
         shard = f"{name}-{number:05d}-of-{len(groups):05d}{records.ENDING}"
         plan = hashlib.sha256(json.dumps([entry.described() for entry in group]).encode()).hexdigest()
         path = folder / shard
-        found = done.get(shard, {})
-        if found.get("plan") != plan or not path.exists() or path.stat().st_size != found["bytes"]:
+        if not _is_there(path, plan, len(group), done.get(shard)):
             storage.writable_folder(folder)
             (folder / records.INDEX).unlink(missing_ok=True)  # no longer true; without it the folder is unfinished
             count = records.write_shard(path, (_record(entry, work) for entry in group))
-            size, sha256 = path.stat().st_size, storage.sha256_file(path)
-            done[shard] = {"plan": plan, "records": count, "bytes": size, "sha256": sha256}
+            done[shard] = _facts(path, plan, count)
             storage.write_json(done_file, done)
         shards[shard] = {key: done[shard][key] for key in ("records", "bytes", "sha256")} | {"entries": group}
         progress(f"writing {name} shards", number + 1, len(groups))
     return shards
+
+
+def _is_there(path: pathlib.Path, plan: str, count: int, noted: dict | None) -> bool:
+    """Whether a shard of this plan lies there with every byte that was noted when it was written."""
+    if not isinstance(noted, dict) or noted.get("plan") != plan or not path.exists():
+        return False
+    if noted == _facts(path, plan, count):
+        return True
+    print(f"warning: {path} is damaged; it is written anew", file=sys.stderr)
+    return False
+
+
+def _facts(path: pathlib.Path, plan: str, count: int) -> dict:
+    return {"plan": plan, "records": count, "bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
 
 
 def _grouped(entries: list[Entry], shard_bytes: int) -> Iterator[list[Entry]]:

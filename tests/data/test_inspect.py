@@ -1,5 +1,7 @@
 """inspect: the numbers are those of the folder, and the sheet shows its clips."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,6 +48,12 @@ def test_a_folder_and_what_was_prepared_of_it_show_a_table_and_a_sheet(folder, t
     assert "not an mp4" in shown
     with Image.open(tmp_path / "b.png") as sheet:
         assert sheet.height < 3 * 120
+    file = tmp_path / "out" / "statistics.json"
+    whole = json.loads(file.read_text())
+    for damaged in ({name: value for name, value in whole.items() if name != "kept"}, whole | {"dropped_by_reason": 3}):
+        file.write_text(json.dumps(damaged))
+        assert run(tmp_path / "out", "--out", tmp_path / "c.png") == WRONG_REQUEST
+        assert f"{file} is damaged" in capsys.readouterr().err
 
 
 def test_unreadable_clips_are_named_and_nothing_readable_has_its_own_code(folder, tmp_path, capsys):

@@ -242,6 +242,30 @@ def test_another_request_for_the_same_folder_is_refused(small, tmp_path):
         open_source(tmp_path / "out")
 
 
+def test_a_shard_with_a_flipped_bit_is_named_and_written_anew(small, tmp_path, capsys):
+    prepare(str(small), tmp_path / "out", PrepareSettings(shard_bytes=1))
+    before = shards_of(tmp_path / "out")
+    first, second = sorted((tmp_path / "out").glob("*.array_record"))
+    data, written = bytearray(second.read_bytes()), first.stat().st_mtime_ns
+    data[len(data) // 2] ^= 4
+    second.write_bytes(data)
+    prepare(str(small), tmp_path / "out", PrepareSettings(shard_bytes=1))
+    assert shards_of(tmp_path / "out") == before
+    assert first.stat().st_mtime_ns == written
+    assert f"{second} is damaged; it is written anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"train-00000-of-00001.array_record": 3}'])
+def test_notes_of_another_shape_are_named_or_made_anew(small, tmp_path, text):
+    out = tmp_path / "out"
+    kept = prepare(str(small), out)["kept"]
+    (out / ".prepare" / "shards-train.json").write_text(text)
+    assert prepare(str(small), out)["kept"] == kept
+    assert len(open_source(out).videos) == kept
+    (out / ".prepare" / "request.json").write_text("[]")
+    fails(r"request\.json is damaged", str(small), out)
+
+
 def test_a_prepared_folder_that_lost_something_is_refused(small, tmp_path):
     prepare(str(small), tmp_path / "out", PrepareSettings(shard_bytes=1))
     first, second = sorted((tmp_path / "out").glob("*.array_record"))

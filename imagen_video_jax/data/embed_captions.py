@@ -81,7 +81,9 @@ def finish(job: Job) -> None:
     rows = [*job.bad, *embedding_cache.cut_captions(job.folder)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path = job.folder / PROBLEMS
-    if rows and not (path.exists() and path.read_text() == text):
+    if not rows:
+        path.unlink(missing_ok=True)
+    elif not (path.exists() and path.read_bytes() == text.encode()):
         storage.write_text(path, text)
 
 

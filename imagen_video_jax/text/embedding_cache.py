@@ -174,7 +174,8 @@ def read_info(folder: pathlib.Path) -> dict:
     if not (folder / FINGERPRINT).is_file():
         raise UserError(f"{folder} is no embedding cache (it has no {FINGERPRINT}); make one with imagen-video embed")
     info = storage.read_json(folder / FINGERPRINT)
-    if not isinstance(info, dict) or not info.keys() >= {"encoder", "fingerprint", "width"}:
+    kinds = {"encoder": str, "fingerprint": str, "width": int}
+    if not isinstance(info, dict) or not all(isinstance(info.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{folder / FINGERPRINT} is damaged; remove the folder and embed the data again")
     return info
 
@@ -182,6 +183,8 @@ def read_info(folder: pathlib.Path) -> dict:
 def create(folder: pathlib.Path, encoder: TextEncoder) -> None:
     """Makes a folder the cache of `encoder`, unless it is one already; UserError where it is another encoder's."""
     info = describe(encoder)
+    if (folder / "checkpoints").exists():
+        raise UserError(f"{folder} is a folder of imagen-video train; choose another --out")
     storage.write_once(folder / FINGERPRINT, (json.dumps(info, indent=2, sort_keys=True) + "\n").encode())
     EmbeddingCache.open(folder, encoder.fingerprint, only_finished=True)
 
@@ -231,7 +234,7 @@ def finish_job(folder: pathlib.Path, names: Iterable[str]) -> None:
     """Notes that a job's shards are all there; lists that name shards lost since are replaced."""
     present, names, outdated = shard_names(folder), set(names), []
     for path in sorted(folder.glob("job-*.json")):
-        listed = set(storage.read_json(path))
+        listed = _listed(path)
         if listed - present:
             outdated.append(path)
             names |= listed & present
@@ -243,7 +246,15 @@ def finish_job(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def finished_shards(folder: pathlib.Path) -> set[str]:
-    return {name for path in folder.glob("job-*.json") for name in storage.read_json(path)}
+    return {name for path in folder.glob("job-*.json") for name in _listed(path)}
+
+
+def _listed(job: pathlib.Path) -> set[str]:
+    """The shards of a job that ended; UserError where its list is none."""
+    names = storage.read_json(job)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{job} is damaged: no list of shards; delete it and embed the data again")
+    return set(names)
 
 
 def shard_names(folder: pathlib.Path) -> set[str]:

@@ -111,6 +111,39 @@ def test_a_cut_shard_is_named(folder, part):
         EmbeddingCache.open(folder)
 
 
+@pytest.mark.parametrize("text", ["3", "[[1]]", "{}", '"shard"', "[1]"])
+def test_a_list_of_shards_that_is_none_is_named(folder, text):
+    job_file = next(folder.glob("job-*"))
+    job_file.write_text(text)
+    for attempt in (lambda: EmbeddingCache.open(folder), lambda: embed_captions(folder, ["x"], FakeEncoder())):
+        with pytest.raises(UserError, match=f"{job_file.name} is damaged"):
+            attempt()
+    job_file.unlink()  # as the message says
+    embed_captions(folder, CAPTIONS, FakeEncoder())
+    test_a_caption_finds_its_own_states_and_only_real_tokens(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"encoder": 1, "fingerprint": 2, "width": "a"}'])
+def test_a_fingerprint_of_another_shape_is_named(folder, text):
+    (folder / "fingerprint.json").write_text(text)
+    with pytest.raises(UserError, match=r"fingerprint\.json is damaged"):
+        EmbeddingCache.open(folder, FakeEncoder().fingerprint)
+
+
+def test_a_list_of_problems_that_is_no_text_is_written_anew(tmp_path):
+    for captions, rows in ((["good", ""], 1), (["good"], 0)):
+        (tmp_path / "problems.jsonl").write_bytes(b"\xff\n")
+        embed_captions(tmp_path, captions, FakeEncoder())
+        assert [path.read_text().count("\n") for path in tmp_path.glob("problems.jsonl")] == [1] * rows
+
+
+def test_a_folder_of_training_does_not_become_a_cache(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="is a folder of imagen-video train"):
+        embed_captions(tmp_path, ["x"], FakeEncoder())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
 def test_every_flipped_byte_is_found_and_its_shard_named(tmp_path):
     embed_captions(tmp_path, ["one caption here", "and another"], FakeEncoder())
     (shard,) = tmp_path.glob("shard-*")

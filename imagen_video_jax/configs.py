@@ -16,6 +16,7 @@ import typing
 
 from ml_collections import ConfigDict
 
+from imagen_video_jax import storage
 from imagen_video_jax.data.default_set import default_set
 from imagen_video_jax.data.embed_captions import embed_data
 from imagen_video_jax.errors import UserError
@@ -66,8 +67,9 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
     """Fills in what was not given: the embedded default data set, and the embedding cache of the data's captions.
 
     Embeddings are keyed by caption and encoder, so one cache in the user's folder serves every data set. What `workdir`
-    could not go on with is refused before anything is made.
+    could not go on with is refused before anything is made, and so is one that cannot be written.
     """
+    storage.check_writable(workdir)
     check_early(workdir, config)
     if not config.data:
         default = default_set("tiny" if config.scale == "tiny" else "mini")

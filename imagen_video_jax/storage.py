@@ -296,6 +296,16 @@ def writable_folder(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """UserError where folder `path` cannot be made or written, told before long work; leaves nothing behind."""
+    path = pathlib.Path(path).absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write to {path}: {'it' if there == path else there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {path}: no right to write in {there}")
+
+
 @contextlib.contextmanager
 def directory_lock(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
     """Holds `folder` for this process; UserError naming the holder when another live process has it, or `wait` for it.

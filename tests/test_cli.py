@@ -14,6 +14,7 @@ import pytest
 from imagen_video_jax import checkpoint, configs, storage
 from imagen_video_jax.cli import main
 from imagen_video_jax.commands import parsing
+from imagen_video_jax.data import embed_captions
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.text.t5_encoder import T5Config
 from imagen_video_jax.training.metrics import read_rows
@@ -240,9 +241,15 @@ LONG = "x" * 300
             "seeds must be in [0, 2^32), got 4294967296",
         ),
         ("distill {tiny} --workdir {out}", "has no field calls_base, calls_others"),
+        # Before anything is embedded or rendered.
+        (
+            "embed --prompts {data}/0.mp4 --npz {data}/0.mp4/x.npz",
+            "cannot write to {data}/0.mp4: it is no folder",
+        ),
+        ("train {tiny} --workdir {data}/0.mp4/x", "cannot write to {data}/0.mp4/x: {data}/0.mp4 is no folder"),
     ],
 )
-def test_requests_that_cannot_be_served_are_one_line_and_leave_nothing(tmp_path, capsys, command, says):
+def test_requests_that_cannot_be_served_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypatch, command, says):
     data, folder = tmp_path / "data", tmp_path / "folder.png"
     folder.mkdir()
     data.mkdir()
@@ -250,8 +257,10 @@ def test_requests_that_cannot_be_served_are_one_line_and_leave_nothing(tmp_path,
     (data / "latin.txt").write_bytes("ä\n".encode("latin-1"))
     names = {"data": data, "out": tmp_path / "out", "long": tmp_path / LONG, "folder": folder}
     names |= {"tiny": f"--config {BASE}", "sweep": "--config experiments/evaluate.py:tiny --config.cascade=x.json"}
+    monkeypatch.setattr(embed_captions, "embed_prompts_to_npz", None)
+    monkeypatch.setattr(configs, "default_set", None)
     assert main(command.format(**names).split()) == 2
-    assert says in line_of(capsys)
+    assert says.format(**names) in line_of(capsys)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "folder.png"}
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments, _) -> None:
-    from imagen_video_jax import distributed
+    from imagen_video_jax import distributed, storage
     from imagen_video_jax.data import embed_captions
     from imagen_video_jax.text.embed import EncoderConfig, open_encoder
 
@@ -44,6 +44,8 @@ def run(arguments, _) -> None:
         print(f"{out}: {count} captions embedded by the pipeline")
         return
     lines = parsing.lines(prompts) if prompts else None
+    if npz:
+        storage.check_writable(pathlib.Path(npz).parent)
     use_compilation_cache()
     share = distributed.start()
     encoder = open_encoder(config)

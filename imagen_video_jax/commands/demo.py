@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from imagen_video_jax.commands.parsing import number, seed
-from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.commands.process import until_sigterm, use_compilation_cache
 from imagen_video_jax.errors import UserError
 
 TEXT = "Sample videos of the shipped miniature, train its seven stages on, and compare."
@@ -17,7 +17,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=seed, default=0)
 
 
-def run(arguments, _) -> None:
+def run(arguments, _) -> int:
+    return until_sigterm(lambda: _demo(arguments))
+
+
+def _demo(arguments) -> None:
     from imagen_video_jax.demo import DEFAULT_MINUTES, run
 
     minutes = DEFAULT_MINUTES if arguments.minutes is None else arguments.minutes

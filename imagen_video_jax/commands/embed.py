@@ -3,7 +3,7 @@
 import pathlib
 
 from imagen_video_jax.commands import parsing
-from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.commands.process import until_sigterm, use_compilation_cache
 from imagen_video_jax.errors import UserError
 
 TEXT = "Embed the captions of data sets into a cache, or prompts into an .npz file."
@@ -22,7 +22,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--npz", metavar="FILE", help="arrays embeddings (N, L, D) and mask (N, L)")
 
 
-def run(arguments, _) -> None:
+def run(arguments, _) -> int:
+    return until_sigterm(lambda: _embed(arguments))
+
+
+def _embed(arguments) -> None:
     from imagen_video_jax import distributed, storage
     from imagen_video_jax.data import embed_captions
     from imagen_video_jax.text.embed import EncoderConfig, open_encoder

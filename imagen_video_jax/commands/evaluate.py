@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from imagen_video_jax.commands.parsing import lines
-from imagen_video_jax.commands.process import stop_on_sigterm, use_compilation_cache
+from imagen_video_jax.commands.process import stop_on_sigterm, until_sigterm, use_compilation_cache
 from imagen_video_jax.errors import STOPPED_AFTER_SAVING, UserError
 
 TEXT = "Measure a cascade over checkpoints and samplers, or two folders of videos; run again to go on."
@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(arguments, rest: list[str]) -> int | None:
+def run(arguments, rest: list[str]) -> int:
     if arguments.config:
         return _sweep(arguments, rest)
     if rest:
@@ -49,8 +49,7 @@ def run(arguments, rest: list[str]) -> int | None:
             setattr(arguments, flag, default)
         if getattr(arguments, flag) < 2:
             raise UserError(f"--{flag} must be at least 2, got {getattr(arguments, flag)}")
-    _show(_folders(arguments, names), arguments.json)
-    return None
+    return until_sigterm(lambda: _show(_folders(arguments, names), arguments.json))
 
 
 def _sweep(arguments, fields: list[str]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, WRONG_REQUEST, UserError
-from imagen_video_jax.training.stopping import Stop
+from imagen_video_jax.training.stopping import Stop, StopNow
 
 T = TypeVar("T")
 # What a command may meet wherever it writes: a disk, a quota or a file that is full, a disk that may only be read.
@@ -21,6 +21,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FAILS = (errno.EIO, errno.ESTALE)
 # What makes a path that a person named unusable, for reading too.
 _CANNOT_USE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+SHOW_CURSOR = "\033[?25h"
 
 
 def in_one_line(work: Callable[[], int | None]) -> int:
@@ -85,6 +86,25 @@ def unless_stopped(work: Callable[[Stop], object]) -> int:
                 sys.stderr.flush()
                 os._exit(STOPPED_AFTER_SAVING)
             return STOPPED_AFTER_SAVING
+    return DONE
+
+
+def until_sigterm(work: Callable[[], object]) -> int:
+    """Runs `work`, which goes on from what it has written when it is run again; the exit code. SIGTERM ends it at once.
+
+    It has a thread of its own: inside native code (a compilation) no signal is heard.
+    """
+    with stop_on_sigterm() as stop:
+        try:
+            stop.run(work)
+        except (StopNow, KeyboardInterrupt) as ended:
+            if not stop.left_running:
+                raise  # of the work itself
+            if sys.stderr.isatty():
+                print(SHOW_CURSOR, end="", file=sys.stderr)  # a bar hides it
+            print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(STOPPED_AFTER_SAVING if isinstance(ended, StopNow) else 130)
     return DONE
 
 

@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from imagen_video_jax.commands.parsing import lines, numbers, seed
-from imagen_video_jax.commands.process import use_compilation_cache
+from imagen_video_jax.commands.process import until_sigterm, use_compilation_cache
 from imagen_video_jax.errors import UserError
 
 TEXT = "Write one mp4 per prompt and number."
@@ -56,7 +56,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--overlap", default="8x32x32", metavar="TxHxW", help="of tiles, on either side")
 
 
-def run(arguments, _) -> None:
+def run(arguments, _) -> int:
+    return until_sigterm(lambda: _sample(arguments))
+
+
+def _sample(arguments) -> None:
     from imagen_video_jax.data.buckets import parse_sizes
     from imagen_video_jax.sampling import SampleRequest, sample_to_folder
     from imagen_video_jax.shipped import miniature

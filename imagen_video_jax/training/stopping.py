@@ -41,7 +41,8 @@ class Stop:
             self._at_once = False
 
     def run(self, function: Callable):
-        """`function()` in a thread of its own: inside native code no signal is heard. StopNow leaves it there."""
+        """`function()` in a thread of its own: inside native code no signal is heard. StopNow leaves it there, and so
+        does Ctrl-C."""
         result: list = []
         done = threading.Event()  # joining a thread is not safe against exceptions of signal handlers
 
@@ -56,7 +57,7 @@ class Stop:
             with self.at_once():
                 threading.Thread(target=work, daemon=True).start()
                 done.wait()
-        except StopNow:
+        except (StopNow, KeyboardInterrupt):
             self.left_running = not done.is_set()
             raise
         value, error = result[0]

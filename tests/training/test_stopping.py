@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from imagen_video_jax.commands.process import stop_on_sigterm
+from imagen_video_jax.commands.process import stop_on_sigterm, until_sigterm
+from imagen_video_jax.errors import DONE, STOPPED_AFTER_SAVING, UserError
 from imagen_video_jax.training.stopping import Stop, StopNow
 
 
@@ -65,3 +66,25 @@ def test_a_second_signal_ends_the_process_but_an_echo_of_the_first_does_not():
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED_AFTER_SAVING), (signal.SIGINT, 130)])
+def test_work_that_can_be_run_again_ends_at_once_wherever_it_is(number, code):
+    script = (
+        "import time\nfrom imagen_video_jax.commands.process import until_sigterm\n"
+        "def work():\n  print('ready', flush=True)\n  time.sleep(60)\n"
+        "until_sigterm(work)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert process.stderr.read() == "stopped; run the same command again to go on\n"
+
+
+def test_an_interrupt_of_the_work_itself_and_its_errors_come_out():
+    for error in (KeyboardInterrupt, UserError("wrong")):
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            until_sigterm(lambda error=error: (_ for _ in ()).throw(error))
+    assert until_sigterm(lambda: None) == DONE

@@ -198,6 +198,18 @@ def test_a_file_among_the_rows_that_is_no_row_is_named(tmp_path):
             evaluate._read_row(tmp_path / "abc.json")
 
 
+def test_a_damaged_feature_of_a_sample_is_made_again_to_the_byte(world, tmp_path):
+    assert run(world, tmp_path, guidance="(0,)") == 0
+    (row,) = rows_of(tmp_path)
+    file = next((tmp_path / "features").glob("pixels*/*.npy"))
+    intact = file.read_bytes()
+    file.write_bytes(bytes([*intact[:140], intact[140] ^ 1, *intact[141:]]))
+    (tmp_path / "rows" / f"{row['key']}.json").unlink()
+    assert run(world, tmp_path, guidance="(0,)") == 0
+    assert file.read_bytes() == intact
+    assert rows_of(tmp_path)[0]["metrics"] == row["metrics"]
+
+
 def test_a_bundle_is_evaluated_like_the_cascade_it_was_exported_from(world, tmp_path, capsys):
     assert main(["export", "--cascade", str(world / "base.json"), "--out", str(tmp_path / "bundle")]) == 0
     assert run(world, tmp_path / "own", guidance="(0,)") == 0

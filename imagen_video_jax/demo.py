@@ -170,7 +170,7 @@ def write_report(out: pathlib.Path, workdirs: list[pathlib.Path], sampled: list[
     report.heading("Training loss")
     curves = {}
     for workdir in workdirs:
-        train_rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "train"]
+        train_rows = [row for row in read_rows(workdir / "metrics.jsonl") if row.get("kind") == "train"]
         curves[workdir.name[:22]] = [(row["step"], row["loss"]) for row in train_rows[1:]]
     report.curves(curves, x="steps", y="loss")
     report.heading("What next")

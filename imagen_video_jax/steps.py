@@ -88,9 +88,14 @@ def take_over(folder: pathlib.Path, newest: pathlib.Path | None) -> None:
         shutil.rmtree(left, ignore_errors=True)
     for step in committed_steps(folder):
         if newest is not None and step > int(newest.name):
-            aside = folder / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (folder / str(step)).rename(aside)
+            set_aside(folder / str(step))
+
+
+def set_aside(path: pathlib.Path) -> None:
+    """Takes a damaged step out of the count, and keeps its files as STEP.damaged."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def _some(problems: list[str]) -> str:

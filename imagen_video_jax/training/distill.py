@@ -13,12 +13,13 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from imagen_video_jax import checkpoint, distributed, partitioning, storage
+from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
 from imagen_video_jax.cascade_file import read_rounds
 from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.diffusion import distillation, guidance
@@ -29,7 +30,7 @@ from imagen_video_jax.stages.stage import Stage, clipped, example_keys, named_ke
 from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.inputs import MOST_DECODED
 from imagen_video_jax.training.loop import train
-from imagen_video_jax.training.metrics import read_rows
+from imagen_video_jax.training.metrics import LOSSES, read_rows
 from imagen_video_jax.training.resume import as_dict, defaults, flat, is_free
 from imagen_video_jax.training.step import Objective
 from imagen_video_jax.training.teachers import is_there, sha256_of, weights_of
@@ -135,14 +136,34 @@ def distill(config: DistillConfig, workdir: pathlib.Path, *, should_stop: Callab
                 train(settings, folder, should_stop=should_stop, objective=aim, decoded=decoded)
                 done.append(_row(round_, folder, workdir))
                 if jax.process_index() == 0:
-                    text = "".join(json.dumps(row) + "\n" for row in done)
-                    storage.write_text(workdir / "rounds.jsonl", text)
+                    _write_rounds(workdir, done)
             teacher = Stage(stage), workdir / done[round_.number]["checkpoint"]
 
 
 def _take(config: DistillConfig, workdir: pathlib.Path, stack: contextlib.ExitStack) -> str:
     stack.enter_context(storage.directory_lock(storage.writable_folder(workdir)))
-    return _go_on_with(config, workdir).teacher
+    teacher = _go_on_with(config, workdir).teacher
+    _drop_damaged(workdir)
+    return teacher
+
+
+def _drop_damaged(workdir: pathlib.Path) -> None:
+    """Takes the last round off the list where its student is damaged, so that its last updates are made again."""
+    rows = read_rounds(workdir)
+    if not rows:
+        return
+    student = workdir / rows[-1]["checkpoint"]
+    try:
+        checkpoint.verify(student)
+    except UserError as error:
+        print(f"warning: {error}; its round is made again", file=sys.stderr)
+        if student.is_dir():
+            steps.set_aside(student)
+        _write_rounds(workdir, rows[:-1])
+
+
+def _write_rounds(workdir: pathlib.Path, rows: list[dict]) -> None:
+    storage.write_text(workdir / "rounds.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def student_stage(config: DistillConfig, round_: Round) -> StageConfig:
@@ -262,10 +283,11 @@ def _train_config(config: DistillConfig, round_: Round, stage: StageConfig) -> T
 
 
 def _row(round_: Round, folder: pathlib.Path, workdir: pathlib.Path) -> dict:
-    """What rounds.jsonl says of a round: the loss is the held-out one where there are validation clips."""
-    rows = read_rows(folder / "metrics.jsonl")
-    held_out = [row for row in rows if row["kind"] == "held_out"]
-    last = (held_out or [row for row in rows if row["kind"] == "train"])[-1]
+    """What rounds.jsonl says of a round: the loss is the held-out one where there are validation clips, and None where
+    the rows of its training were lost."""
+    rows = {kind: [row for row in read_rows(folder / "metrics.jsonl") if row.get("kind") == kind] for kind in LOSSES}
+    held_out = bool(rows["held_out"])
+    last = (rows["held_out"] or rows["train"] or [{}])[-1]
     step = checkpoint.committed_steps(folder / "checkpoints")[-1]
     return {
         "round": round_.number,
@@ -275,7 +297,7 @@ def _row(round_: Round, folder: pathlib.Path, workdir: pathlib.Path) -> dict:
         "ddim_steps": None if round_.guided else round_.calls / 2,
         "checkpoint": (folder / "checkpoints" / str(step)).relative_to(workdir).as_posix(),
         "updates": step,
-        "loss": last["loss_video"] if held_out else last["loss"],
+        "loss": last.get("loss_video" if held_out else "loss"),
         "loss_of": "held_out" if held_out else "train",
     }
 
@@ -306,19 +328,21 @@ def _go_on_with(config: DistillConfig, workdir: pathlib.Path) -> DistillConfig:
         storage.write_json(file, {"config": values, "teacher": teacher})
         return config
     stored = storage.read_json(file)
-    theirs, name = stored["config"], config.train.stage.name
-    if theirs["train"]["stage"]["name"] != name:
-        raise UserError(
-            f"{workdir} distils {theirs['train']['stage']['name']}, this teacher is {name}; use another --workdir"
-        )
+    try:
+        theirs, settled = stored["config"]["train"]["stage"]["name"], _settled(stored["config"])
+        sha256, first = stored["teacher"]["sha256"], pathlib.Path(stored["teacher"]["checkpoint"])
+    except (KeyError, TypeError):
+        raise UserError(f"{file} is damaged; remove it and run again with the settings of before") from None
+    name = config.train.stage.name
+    if theirs != name:
+        raise UserError(f"{workdir} distils {theirs}, this teacher is {name}; use another --workdir")
     # A field that a later version brought had its default before.
-    before = dict(defaults(config)) | _settled(theirs)
+    before = dict(defaults(config)) | settled
     changed = [field for field, value in _settled(values).items() if before.get(field) != value]
     if changed:
         raise UserError(f"{workdir} was begun with other settings of {', '.join(changed)}; use another --workdir")
-    if stored["teacher"]["sha256"] == teacher["sha256"]:
+    if sha256 == teacher["sha256"]:
         return config
-    first = pathlib.Path(stored["teacher"]["checkpoint"])
     if not read_rounds(workdir) and not is_there(first):
         raise UserError(f"{workdir} was begun with teacher {first}, which is gone; use another --workdir")
     return dataclasses.replace(config, teacher=str(first))

@@ -80,6 +80,8 @@ GO_ON, OUT_OF_TIME, STOP = 0, 1, 2
 def _take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
     storage.writable_folder(workdir)
     stack.enter_context(storage.directory_lock(workdir))
+    if (workdir / "distill.json").exists():
+        raise UserError(f"{workdir} is a folder of imagen-video distill; use another --workdir")
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 
 from experiments.studies import distillation_table
+from imagen_video_jax import storage
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.networks import Weights, open_extractor
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import check_sampler
 from imagen_video_jax.training import loop
 from imagen_video_jax.training.distill import (
     DistillConfig,
+    _go_on_with,
     distillation_loss,
     drawn_weight,
     guided_estimate,
@@ -216,6 +220,53 @@ def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path
     (folder / "rounds.jsonl").unlink()
     assert distill(world, folder) == 0
     assert (folder / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
+
+
+def test_a_round_whose_rows_are_lost_is_done_without_a_loss(world, tmp_path):
+    shutil.copytree(world / "whole", tmp_path / "run")
+    (tmp_path / "run" / "rounds.jsonl").unlink()
+    (tmp_path / "run" / "rounds" / "00_guided_16" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "rounds" / "01_halved_8" / "metrics.jsonl").write_text('{"step": 3}\n')
+    assert distill(world, tmp_path / "run") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["loss"]) for row in rows] == [(0, None), (1, None)]
+    assert main(["cascade", "--stage", str(tmp_path / "run"), "--student", "--out", str(tmp_path / "c.json")]) == 0
+
+
+def test_a_damaged_last_student_is_named_and_made_again(world, tmp_path, capsys):
+    shutil.copytree(world / "whole", tmp_path / "run")
+    last = tmp_path / "run" / "rounds" / "01_halved_8"
+    file = max((last / "checkpoints" / "3" / "ema").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    capsys.readouterr()
+    assert distill(world, tmp_path / "run") == 0
+    assert file.name in capsys.readouterr().err
+    assert state_hashes(last) == state_hashes(world / "whole" / "rounds" / last.name)
+    assert (tmp_path / "run" / "rounds.jsonl").read_bytes() == (world / "whole" / "rounds.jsonl").read_bytes()
+
+
+def test_folders_of_training_and_of_distillation_are_not_mixed(world, capsys):
+    request = ["train", "--config", "experiments/base_16f_24x40.py:tiny", "--workdir", str(world / "whole"), *SMALL]
+    fields = [f"--config.data={world / 'data'}", "--config.steps=1", "--config.stage.network.temporal=(attention,)"]
+    assert main([*request, *fields]) == 2
+    assert "whole is a folder of imagen-video distill" in line_of(capsys)
+    assert distill(world, world / "base") == 2
+    assert "base was trained with other settings" in line_of(capsys)
+    assert not (world / "base" / "distill.json").exists()
+    assert not (world / "whole" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"config": {}, "teacher": {}}', '{"config": {"train": 1}}'])
+def test_a_damaged_note_of_the_chain_is_named(tmp_path, text):
+    teacher = tmp_path / "teacher"
+    storage.write_text(storage.writable_folder(teacher) / "weights", "")
+    storage.write_manifest(teacher)
+    (tmp_path / "distill.json").write_text(text)
+    config = dataclasses.replace(config_of(smallest(NAMES[0])), teacher=str(teacher))
+    with pytest.raises(UserError, match=r"distill\.json is damaged"):
+        _go_on_with(config, tmp_path)
 
 
 DAMAGED = {

@@ -118,7 +118,7 @@ def train(
         examples, texts = read(config, inputs)
 
         def save(state: TrainState, seconds: float) -> None:
-            facts = meta_of(config, inputs.embeddings.info, seconds=seconds, left_out=0)
+            facts = meta_of(config, inputs.embeddings.info, inputs.contents, seconds=seconds, left_out=0)
             trees = {name: getattr(state, name) for name in SAVED}
             checkpoint.save(workdir / "checkpoints", int(state.step), trees, facts, keep=config.keep)
 

@@ -20,13 +20,13 @@ def facts(config, workdir: pathlib.Path, sources: Sequence[Source | None], encod
     found |= {f"code: {name}": version for name, version in code_version().items()}
     for name, source in zip(("data", "validation"), sources):
         if source is not None:
-            found[f"the contents of config.{name}"] = _data_hash(source)
+            found[f"the contents of config.{name}"] = contents_of(source)
     found["the text encoder of config.embeddings"] = str(encoder.get("fingerprint"))
     return found
 
 
-def _data_hash(source: Source) -> str:
-    """Of names, sizes and captions: what can be told without reading the media."""
+def contents_of(source: Source) -> str:
+    """Counts, and a hash of names, sizes and captions: what can be told without reading the media."""
     digest = hashlib.sha256()
     for example in sorted_by_id(source):
         size = example.path.stat().st_size if example.load is None else 0

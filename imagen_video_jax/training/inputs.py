@@ -1,5 +1,6 @@
 """What a run reads: its data, its held-out data and the embeddings of their captions, opened and checked."""
 
+import functools
 import os
 import pathlib
 
@@ -13,7 +14,7 @@ from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.data.sources import open_source
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.embedding_cache import EmbeddingCache, check_same
-from imagen_video_jax.training.agreement import facts
+from imagen_video_jax.training.agreement import contents_of, facts
 from imagen_video_jax.training.train_config import TrainConfig
 
 MOST_DECODED = 2 << 30  # bytes of decoded videos in memory
@@ -37,7 +38,7 @@ def clip_spec(config: TrainConfig, frames: int) -> ClipSpec:
 class Inputs:
     """The sources and the embedding cache that a config names.
 
-    Attributes: source; validation (None without one); embeddings.
+    Attributes: source; validation (None without one); embeddings; contents: what tells the source from any other.
     """
 
     def __init__(self, config: TrainConfig, decoded: Decoded | None = None):
@@ -46,6 +47,10 @@ class Inputs:
         self.source = open_source(config.data)
         self.validation = open_source(config.validation) if config.validation else None
         self.embeddings = EmbeddingCache.open(pathlib.Path(config.embeddings))
+
+    @functools.cached_property
+    def contents(self) -> str:
+        return contents_of(self.source)
 
     def facts(self, workdir: pathlib.Path) -> dict[str, str]:
         """What all processes of a job must have alike."""

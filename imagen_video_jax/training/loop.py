@@ -29,7 +29,7 @@ from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.looking import Looks
 from imagen_video_jax.training.metrics import MetricsWriter, NoWriter, progress_bar, report_clips
 from imagen_video_jax.training.optimizer import direction
-from imagen_video_jax.training.resume import meta_of
+from imagen_video_jax.training.resume import meta_of, note_other_data
 from imagen_video_jax.training.saver import Saver
 from imagen_video_jax.training.start import find_start, start_state
 from imagen_video_jax.training.state import SAVED, TrainState, abstract_state, shardings_of
@@ -96,6 +96,8 @@ class _Run:
         self.mesh = partitioning.make_mesh(config.mesh)
         check_divisible(config, self.mesh)
         self.inputs.check_text((self.meta or {}).get("encoder"), workdir)
+        if self.meta and distributed.is_first():
+            note_other_data(self.meta, self.inputs.contents)
         self.stage = Stage(config.stage)
         self.looks = Looks(
             config,
@@ -361,7 +363,8 @@ class _Run:
             raise _Diverged(f"the parameters are not finite at step {step}")
         if metrics is not None and int(metrics["skipped_in_a_row"]) and not wait:
             return
-        meta = meta_of(self.config, self.inputs.embeddings.info, seconds=seconds, left_out=self.left_out)
+        told = self.inputs.embeddings.info, self.inputs.contents
+        meta = meta_of(self.config, *told, seconds=seconds, left_out=self.left_out)
         with self.ledger.during("save"):
             self.safe[step] = self.ledger.saving(step)
             save = self.saver.save if wait else self.saver.start

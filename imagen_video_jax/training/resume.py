@@ -58,14 +58,15 @@ def defaults(config, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from flat(field.default, f"{prefix}{field.name}.")
 
 
-def meta_of(config, encoder: dict, *, seconds: float, left_out: int) -> dict:
+def meta_of(config, encoder: dict, contents: str, *, seconds: float, left_out: int) -> dict:
     """What a checkpoint of a run says of it.
 
-    Args: encoder is what its embeddings say of theirs; `left_out` batches were drawn and not trained on.
+    Args: encoder is what its embeddings say of theirs, contents what its data are (agreement.py); `left_out` batches
+    were drawn and not trained on.
     """
     files = {"weights": config.encoder.weights, "vocabulary": config.encoder.vocabulary}
     meta = {"identity": identity(config), "seconds": seconds, "config": as_dict(config), "left_out": left_out}
-    return meta | {"code": code_version(), "encoder": encoder | files}
+    return meta | {"code": code_version(), "encoder": encoder | files, "contents": contents}
 
 
 def check_goes_on(workdir: pathlib.Path, meta: dict, config) -> None:
@@ -99,6 +100,13 @@ def note_other_code(meta: dict) -> None:
     changed = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
     if changed:
         print(f"note: checkpoint {meta['step']} was written by other code ({'; '.join(changed)})", file=sys.stderr)
+
+
+def note_other_data(meta: dict, contents: str) -> None:
+    """Says on stderr when a checkpoint was trained on other data: it may go on, but not as it would have."""
+    before = meta.get("contents", contents)  # checkpoints of before this was noted say nothing
+    if before != contents:
+        print(f"note: checkpoint {meta['step']} was trained on other data ({before} -> {contents})", file=sys.stderr)
 
 
 def check_early(workdir: pathlib.Path, config, encoder: dict | None = None) -> None:

@@ -5,9 +5,11 @@ import pathlib
 
 import pytest
 
+from imagen_video_jax.data.examples import Example, Source
 from imagen_video_jax.errors import UserError
+from imagen_video_jax.training.agreement import contents_of
 from imagen_video_jax.training.optimizer import OptimizerConfig
-from imagen_video_jax.training.resume import as_dict, check_goes_on, identity
+from imagen_video_jax.training.resume import as_dict, check_goes_on, identity, meta_of, note_other_data
 from imagen_video_jax.training.start import rate_changes
 from imagen_video_jax.training.train_config import TrainConfig
 from tests.stages.stage_kinds import NAMES, tiny
@@ -45,3 +47,21 @@ def test_a_setting_that_is_no_more_is_named():
 def test_only_a_run_whose_rate_jumps_gets_a_new_guard(decay, steps, changes):
     config = dataclasses.replace(CONFIG, steps=6, optimizer=OptimizerConfig(decay=decay))
     assert rate_changes(as_dict(config), dataclasses.replace(config, steps=steps)) == changes
+
+
+def test_data_that_changed_between_two_runs_are_noted_and_not_refused(tmp_path, capsys):
+    (tmp_path / "0.mp4").write_bytes(b"a clip")
+
+    def contents(caption: str) -> str:
+        return contents_of(Source("data", (Example(path=tmp_path / "0.mp4", captions=(caption,), id=0),), ()))
+
+    meta = {"step": 7} | meta_of(CONFIG, {}, contents("a cat"), seconds=0.0, left_out=0)
+    note_other_data(meta, contents("a cat"))
+    note_other_data({"step": 7}, contents("a cat"))  # of a version that noted nothing
+    assert capsys.readouterr().err == ""
+    note_other_data(meta, contents("a dog"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint 7 was trained on other data (1 videos, 0 images, " in line
+    (tmp_path / "0.mp4").write_bytes(b"another clip")
+    note_other_data(meta, contents("a cat"))
+    assert "other data" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 
 from imagen_video_jax import partitioning
 from imagen_video_jax.cascade import Cascade
-from imagen_video_jax.cascade_file import Member, _placed
+from imagen_video_jax.cascade_file import Member, placed
 from imagen_video_jax.cli import main
 from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
@@ -24,13 +24,13 @@ def test_a_cascade_on_a_mesh_samples_what_one_device_samples():
     video = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 16, 3), dtype=np.uint8)
     videos = []
     for mesh in (None, partitioning.make_mesh(MeshShape(data=1, fsdp=2, frames=2, height=2))):
-        placed = params
+        laid = params
         if mesh is not None:
-            placed = jax.tree.map(
-                lambda leaf, abstract: jax.device_put(leaf, abstract.sharding), params, _placed(stage, mesh)
+            laid = jax.tree.map(
+                lambda leaf, abstract: jax.device_put(leaf, abstract.sharding), params, placed(stage, mesh)
             )
-            assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
-        cascade = Cascade([Member(stage, placed, "")], encoder, mesh=mesh)
+            assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(laid))
+        cascade = Cascade([Member(stage, laid, "")], encoder, mesh=mesh)
         videos.append(cascade.sample(["a", "bc"], video_BTHWC=video).astype(int))
     assert np.abs(videos[0] - videos[1]).max() <= 1
     assert videos[0].std() > 10

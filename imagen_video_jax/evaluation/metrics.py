@@ -85,7 +85,6 @@ class Options:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-JUDGED = ("colour", "shape", "motion")  # what the judge's own number is about
 _DRAWN = 4000  # videos of a set that the interval of a kernel distance draws one by one: 128 MB of sums over pairs
 _BUDGET = 2e11  # floating-point operations for the interval of one distance: seconds on a laptop
 
@@ -202,7 +201,7 @@ def _read_by_judge(name: str, ending: str, metric: Metric, videos: VideoSet) -> 
         for reading, label in zip(readings, videos.labels)
     ]
     for hit in hits:
-        if asked := set(JUDGED) & set(hit):
+        if asked := {"colour", "shape", "motion"} & set(hit):
             hit[""] = all(hit[a] for a in asked)
     found = {}
     for attribute in ("", *ATTRIBUTES):
@@ -305,7 +304,7 @@ def unable(name: str, real: VideoSet | None, generated: VideoSet) -> str | None:
         return "needs real videos"
     if metric.needs_captions and not (generated.captions and all(generated.captions)):
         return "needs a caption for every generated video (captions.jsonl, samples.jsonl or .txt files beside them)"
-    if metric.needs_labels and not any(label.get(name) for label in generated.labels for name in JUDGED):
+    if metric.needs_labels and not any(generated.labels):
         return "needs motion_shapes labels of the generated videos (a captions.jsonl with colour, shape, motion)"
     if metric.needs_words and not any(generated.wanted_texts()):
         return 'needs generated videos whose captions ask for a text in double quotes (or have the label "word")'

@@ -227,14 +227,6 @@ def test_a_samples_jsonl_of_something_else_is_named(tmp_path, row):
         video_folders.list_videos(str(tmp_path), "generated")
 
 
-def test_labels_that_do_not_say_what_the_judge_is_about_give_no_number_of_it():
-    def of(labels):
-        return metrics.VideoSet({}, labels=[labels])
-
-    assert metrics.unable("judge", None, of({"colour": "red"})) is None
-    assert "colour, shape, motion" in metrics.unable("judge", None, of({"style": "flat"}))
-
-
 def with_fake(name, extractor, world, tmp_path, metrics, **sets):
     """The metrics with a small stand-in for a network."""
     store = FeatureStore(tmp_path / "features")

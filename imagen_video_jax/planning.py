@@ -89,7 +89,7 @@ def sizes_of(request: Request) -> tuple[int, ...]:
     if math.prod(sizes) != request.topology.chips:
         raise UserError(
             f"config.{field} {dict(zip(MESH_AXES, sizes))} makes {math.prod(sizes)} devices, {request.topology} has "
-            f"{request.topology.chips}; set one axis to -1 to take the rest"
+            f"{request.topology.chips}; one axis may be -1 and takes the rest, which the others must divide"
         )
     return sizes
 

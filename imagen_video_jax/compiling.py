@@ -155,7 +155,8 @@ def read_collectives(text: str) -> tuple[dict[str, float], tuple[tuple[float, st
     turns = _turns_of_computations(text)
     totals, gathers = {}, []
     for name, body in _computations(text):
-        for kind, size, operation in _collectives_of(body):
+        # The TPU compiler's reduce-scatter is an all-reduce with slices of its result, in a kernel of this name.
+        for kind, size, operation in _collectives_of(body, "all-reduce-scatter" in name):
             totals[kind] = totals.get(kind, 0.0) + size * turns.get(name, 1)
             if kind == "all-gather":
                 gathers.append((size, operation))
@@ -206,14 +207,29 @@ def _trips(loop: str, computations: dict[str, list[str]]) -> int:
     return int(limits[0]) if below and len(limits) == 1 else 1
 
 
-def _collectives_of(lines: list[str]) -> Iterator[tuple[str, float, str]]:
+def _collectives_of(lines: list[str], scattered: bool) -> Iterator[tuple[str, float, str]]:
+    """(kind, bytes that a chip receives, operation name), each as a ring sends it: an all-reduce its result twice."""
     pattern = re.compile(r"= (.*?) (" + "|".join(_KINDS) + r")(-start)?\(")
     for line in lines:
         if match := pattern.search(line):
             sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])]
             name = re.search(r'op_name="([^"]*)"', line)
             # What starts an asynchronous one gives its operand and its result.
-            yield match[2], max(sizes) if match[3] else sum(sizes), name[1] if name else ""
+            size, kind = max(sizes) if match[3] else sum(sizes), match[2]
+            if kind == "all-reduce" and scattered:
+                kind = "reduce-scatter"
+            elif kind == "all-reduce":
+                size *= 2
+            elif kind == "reduce-scatter" and not match[3]:
+                size *= _group(line)
+            yield kind, size, name[1] if name else ""
+
+
+def _group(line: str) -> int:
+    """Of how many chips a collective is: the first of its groups, which are listed or made of an iota."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    made = re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", line)
+    return int(made[1]) if made else len(listed[1].split(",")) if listed else 1
 
 
 def _bytes(kind: str, sizes: str) -> float:

@@ -17,7 +17,7 @@ from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import abstract_state
-from imagen_video_jax.training.step import OWN_LOSS, batch_loss, loss_of
+from imagen_video_jax.training.step import OWN_LOSS, batch_loss
 from imagen_video_jax.training.train_config import TrainConfig
 
 # Of the model's temporaries to the compiler's, fitted on eight compiled steps (launch/PLANS.md lists them and others).
@@ -53,8 +53,8 @@ def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> E
     batches = {kind: abstract_batch(config, *size) for kind, size in sizes.items()}
 
     def part(params, batches, key):
-        own = loss_of(stage, OWN_LOSS, {})
-        return jax.grad(lambda p: batch_loss(own, p, batches, key, config.step)[0])(params)
+        own = functools.partial(OWN_LOSS.loss, stage)
+        return jax.grad(lambda p: batch_loss(own, p, {}, batches, key, config.step)[0])(params)
 
     rest = (batches, jax.eval_shape(jax.random.key, 0))
     traced = _traced(config, "train", tuple(sizes.values()), part, rest, tiles=tiles)

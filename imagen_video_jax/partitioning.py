@@ -93,7 +93,7 @@ def _over_slices(sizes: list[int], slices: int, devices) -> np.ndarray:
 
 def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:
     """The partition of one array: each named axis over its mesh axes, where they divide it."""
-    parts, used = [], set()
+    parts, used = [], set(_manual(mesh))
     for size, name in zip(shape, names, strict=True):
         axes = tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1 and axis not in used) if name else ()
         count = int(np.prod([mesh.shape[axis] for axis in axes]))
@@ -103,6 +103,11 @@ def spec_of(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -
         used.update(axes)
         parts.append(axes if len(axes) > 1 else axes[0])
     return PartitionSpec(*parts)
+
+
+def _manual(mesh: Mesh) -> tuple[str, ...]:
+    """Axes of the mesh over which a function is being traced for one shard alone (`summed_over_data`)."""
+    return tuple(axis for axis, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Manual)
 
 
 def shardings_of(mesh: Mesh, abstract, axes):
@@ -187,13 +192,47 @@ def device_kind() -> str:
     return _kind.get() or (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
 
 
+def _active() -> Mesh | None:
+    """The active mesh; inside of `summed_over_data` as jax knows it there, each part of the data axis alone."""
+    inside = jax.sharding.get_abstract_mesh()
+    return _mesh.get() if inside.empty else inside
+
+
+def summed_over_data(function: Callable, shared, examples):
+    """function(shared, examples), a tree of sums over examples, for arrays with examples along their first axis.
+
+    Each part of the mesh's data axis adds up its own examples, whatever loops that takes; then they are added over the
+    axis once, each device its shard. Left to the partitioner, gradients would be added over all devices at full size
+    in each turn of a loop, also by the slower network that joins slices.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.shape["data"] == 1:
+        return function(shared, examples)
+
+    def own(shared, examples):
+        return jax.lax.psum(function(shared, examples), "data")
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    # Unchecked: jax would sum gradients over the axis itself, wherever shared weights meet a part's own examples.
+    summed = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=specs[0], axis_names={"data"}, check_vma=False)
+    return summed(shared, examples)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Lays an activation over the active mesh by logical names (missing trailing names: unsharded)."""
-    mesh = _mesh.get()
+    mesh = _active()
     if mesh is None or mesh.size == 1:
         return x
     names = names + (None,) * (x.ndim - len(names))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec_of(mesh, x.shape, names)))
+
+
+def whole(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """A weight as it is used: gathered over fsdp, over which it is only stored.
+
+    Left to the partitioner, activations may be laid out as the weights are stored, channels instead of examples.
+    """
+    return constrain(weight, *(None if name and RULES[name] == ("fsdp",) else name for name in names))
 
 
 def sharded(axis: str) -> bool:
@@ -219,7 +258,7 @@ def over_shards(
     The partitioner is not left to do this: with inputs of the kernel over fsdp, its outputs over tensor, or a batch
     that is not divided, convolutions and their gradients came out wrong by factors (jax 0.10.2).
     """
-    mesh = _mesh.get()
+    mesh = _active()
     parts = list(spec_of(mesh, x_BTHWC.shape, ("batch", "frames", "height", None, None)))
     number = 1 if name == "frames" else 2
     if parts[number] is not None:
@@ -231,7 +270,7 @@ def over_shards(
     def local(x, kernel):
         return function(_with_neighbours(x, number, axis, halo), kernel)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)(x_BTHWC, kernel)
+    return _on_shards(local, mesh, (spec, PartitionSpec()), spec)(x_BTHWC, kernel)
 
 
 def on_each_shard(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], names: Sequence[tuple]) -> jax.Array:
@@ -239,12 +278,18 @@ def on_each_shard(function: Callable[..., jax.Array], arrays: Sequence[jax.Array
 
     Args: names are the logical axes of each array. `function` mixes nothing along those that are sharded.
     """
-    mesh = _mesh.get()
+    mesh = _active()
     if mesh is None or mesh.size == 1:
         return function(*arrays)
     specs = tuple(spec_of(mesh, array.shape, axes) for array, axes in zip(arrays, names, strict=True))
     # Pallas kernels do not say over which axes their results differ, so this is not checked.
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+    return _on_shards(function, mesh, specs, specs[0], check_vma=False)(*arrays)
+
+
+def _on_shards(function: Callable, mesh: Mesh, in_specs, out_specs, **options) -> Callable:
+    """`shard_map` over the axes that are not each device's own already."""
+    rest = set(mesh.axis_names) - set(_manual(mesh))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=rest, **options)
 
 
 def _with_neighbours(x: jax.Array, number: int, axis: str | None, halo: tuple[int, int]) -> jax.Array:

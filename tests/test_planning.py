@@ -151,8 +151,24 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 """
     totals, gathers = read_collectives(text)
-    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 16.0, "all-to-all": 3 * 32.0}
+    # A ring sends a sum twice: to be added up, and added up.
+    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 2 * 16.0, "all-to-all": 3 * 32.0}
     assert gathers == ((128.0, "jit(f)/conv"),)
+
+
+@pytest.mark.parametrize("groups", ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]"])
+def test_what_each_chip_keeps_a_share_of_is_received_whole(groups):
+    text = f"""HloModule m
+%all-reduce-scatter.5 (p: bf16[64]) -> bf16[16] {{
+  %all = bf16[64]{{0}} all-reduce(bf16[64]{{0}} %p), replica_groups={groups}, to_apply=%add
+  ROOT %own = bf16[16]{{0}} dynamic-slice(%all, %first), dynamic_slice_sizes={{16}}
+}}
+ENTRY %main (a: bf16[64]) -> bf16[16] {{
+  %f = bf16[16]{{0}} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.5
+  %rs = f32[16]{{0}} reduce-scatter(%b), replica_groups={groups}, dimensions={{0}}, to_apply=%add
+}}
+"""
+    assert read_collectives(text)[0] == {"reduce-scatter": 64 * 2.0 + 4 * 16 * 4.0}
 
 
 def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(capsys):
@@ -173,4 +189,4 @@ def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(ca
         leaf.size for name, leaf in flat.items() if name.startswith("frame_position") or ".temporal.bias" in name
     )
     reduced = report["collective_bytes_per_chip"]["all-reduce"]
-    assert 4 * (report["parameters"] - positions) < reduced < 4 * report["parameters"]
+    assert 2 * 4 * (report["parameters"] - positions) < reduced < 2 * 4 * report["parameters"]

@@ -15,7 +15,7 @@ from flax import nnx
 
 from imagen_video_jax import partitioning
 from imagen_video_jax.models import kernel_gradient
-from imagen_video_jax.partitioning import constrain, over_shards
+from imagen_video_jax.partitioning import constrain, over_shards, whole
 
 
 def truncated_normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> jax.Array:
@@ -30,11 +30,12 @@ class Linear(nnx.Module):
     """y = x kernel + bias over the last axis; computes in the dtype of x."""
 
     def __init__(self, rngs, inputs: int, outputs: int, *, axes=("embed", "mlp"), scale: float = 1.0, bias=True):
+        self.axes = axes
         self.kernel = nnx.Param(truncated_normal(rngs.params(), (inputs, outputs), inputs, scale), sharding_names=axes)
         self.bias = nnx.Param(jnp.zeros((outputs,)), sharding_names=(axes[1],)) if bias else None
 
     def __call__(self, x):
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ whole(self.kernel[...].astype(x.dtype), self.axes)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -94,7 +95,7 @@ class SpatialConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,)), sharding_names=("conv_out",))
 
     def __call__(self, x_BTHWC):
-        kernel = self.kernel[...].astype(x_BTHWC.dtype)
+        kernel = whole(self.kernel[...].astype(x_BTHWC.dtype), (None, None, "conv_in", "conv_out"))
         return spatial_convolution(x_BTHWC, kernel, self.stride) + self.bias[...].astype(x_BTHWC.dtype)
 
 
@@ -109,7 +110,7 @@ class TemporalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,)), sharding_names=("conv_out",))
 
     def __call__(self, x_BTHWC):
-        kernel = self.kernel[...].astype(x_BTHWC.dtype)
+        kernel = whole(self.kernel[...].astype(x_BTHWC.dtype), (None, "conv_in", "conv_out"))
         return temporal_convolution(x_BTHWC, kernel) + self.bias[...].astype(x_BTHWC.dtype)
 
 

@@ -1,6 +1,7 @@
 """What a run shows of its model on the way: the loss of held-out clips, and samples."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from imagen_video_jax.data.sources import Source
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.inputs import Inputs
 from imagen_video_jax.training.state import TrainState
-from imagen_video_jax.training.step import Objective, batch_loss, loss_of, means_of
+from imagen_video_jax.training.step import Objective, batch_loss, means_of
 from imagen_video_jax.training.train_config import TrainConfig
 from imagen_video_jax.video.files import write_video
 from imagen_video_jax.video.frames import to_uint8
@@ -71,9 +72,10 @@ class Looks:
         if not (self.inputs.validation and self.inputs.validation.videos):
             return {}
         if not hasattr(self, "_evaluate"):
+            own = functools.partial(self.objective.loss, self.stage)
             self._evaluate = self._jit_look(
                 lambda params, frozen, batch, key: batch_loss(
-                    loss_of(self.stage, self.objective, frozen), params, {"video": batch}, key, self.config.step
+                    own, params, frozen, {"video": batch}, key, self.config.step
                 )[1]
             )
         sums, key = {}, jax.random.key(0)

@@ -5,14 +5,16 @@ frame, so nothing leaks between examples (ARCHITECTURE.md, decision 5).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from imagen_video_jax.batch import Batch
-from imagen_video_jax.partitioning import constrain
+from imagen_video_jax.partitioning import constrain, summed_over_data
 from imagen_video_jax.stages.stage import Stage, named_key
 from imagen_video_jax.training.guard import GuardConfig, choose, judge
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
@@ -59,9 +61,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batches: dict[str, Batch], key: jax.Array, progress: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        (loss, sums), gradients = gradients_of(
-            loss_of(stage, objective, state.frozen), state.params, batches, key, config
-        )
+        own = functools.partial(objective.loss, stage)
+        (loss, sums), gradients = gradients_of(own, state.params, state.frozen, batches, key, config)
         updates, optimizer_state = update_direction.update(gradients, state.optimizer, state.params)
         rate = learning_rate(optimizer, state.step, progress)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
@@ -84,22 +85,38 @@ def make_train_step(
     return train_step
 
 
-def loss_of(stage: Stage, objective: Objective, frozen) -> Callable:
-    """(params, batch, key, slot_B, slots) -> (loss_B, logsnr_B)."""
-    return lambda params, *rest: objective.loss(stage, params, frozen, *rest)
+class Whole(NamedTuple):
+    """A global batch of which `batch_loss` may see a part: how many examples it has, and how many of them count."""
+
+    size: int
+    valid: jax.Array
 
 
-def batch_loss(loss: Callable, params, batches: dict[str, Batch], key, config: StepConfig, part=None):
-    """(loss, sums) of a step's batches; `loss` as of `loss_of`; `part` = (index, parts) where accumulated.
+def whole_of(batches: dict[str, Batch]) -> dict[str, Whole]:
+    return {
+        kind: Whole(len(batch.valid_B), jnp.sum(batch.valid_B, dtype=jnp.float32)) for kind, batch in batches.items()
+    }
 
-    Sums add up over parts and batches, and `means_of` divides them: a sum of losses and their number for each kind of
-    example and noise level, of which a part may hold none.
+
+def slots_of(batches: dict[str, Batch]) -> dict[str, jax.Array]:
+    """Numbers of a global batch's examples: their noise is by number, so that it does not depend on how it is cut."""
+    return {kind: jnp.arange(len(batch.valid_B)) for kind, batch in batches.items()}
+
+
+def batch_loss(
+    loss: Callable, params, frozen, batches: dict[str, Batch], key, config: StepConfig, slots=None, whole=None
+):
+    """(loss, sums) of a step's batches; `loss` as of an objective, its stage given.
+
+    Args: slots (of each kind, the examples' numbers) and whole (of each kind, a `Whole`) where `batches` are a part.
+
+    Losses and sums of parts add up to those of the whole. Sums are divided by `means_of`: of losses, and their number,
+    for each kind of example and noise level, of which a part may hold none.
     """
     total, sums = 0.0, {}
+    slots, whole = slots or slots_of(batches), whole or whole_of(batches)
     for kind, batch in batches.items():
-        index, parts = (0, 1) if part is None else part
-        B = batch.video_BTHWC.shape[0]
-        loss_B, logsnr_B = loss(params, batch, named_key(key, kind), index * B + jnp.arange(B), parts * B)
+        loss_B, logsnr_B = loss(params, frozen, batch, named_key(key, kind), slots[kind], whole[kind].size)
         loss_B, logsnr_B = constrain(loss_B, "batch"), constrain(logsnr_B, "batch")
         valid_B = batch.valid_B.astype(jnp.float32)
         counted = {"": valid_B} | {
@@ -107,7 +124,7 @@ def batch_loss(loss: Callable, params, batches: dict[str, Batch], key, config: S
         }
         for name, inside_B in counted.items():
             sums[f"loss_{kind}{name}"] = jnp.stack([jnp.sum(loss_B * inside_B), jnp.sum(inside_B)])
-        mean = sums[f"loss_{kind}"][0] / jnp.maximum(sums[f"loss_{kind}"][1], 1.0)
+        mean = sums[f"loss_{kind}"][0] / jnp.maximum(whole[kind].valid, 1.0)
         total += mean * (config.image_weight if kind == "image" and "video" in batches else 1.0)
     return total, sums
 
@@ -117,24 +134,31 @@ def means_of(sums: dict) -> dict:
     return {name: total / count for name, (total, count) in sums.items()}
 
 
-def gradients_of(loss: Callable, params, batches, key, config: StepConfig):
-    """((loss, sums), gradients), accumulated over `config.accumulate` parts of the batch."""
-    value_and_grad = jax.value_and_grad(
-        lambda params, part_batches, part: batch_loss(loss, params, part_batches, key, config, part), has_aux=True
-    )
-    parts = config.accumulate
-    if parts == 1:
-        return value_and_grad(params, batches, None)
-    # Each part over all devices: left to itself, the partitioner would lay the parts over them.
-    split = jax.tree.map(
-        lambda a: constrain(a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), None, "batch"), batches
-    )
+def gradients_of(loss: Callable, params, frozen, batches, key, config: StepConfig):
+    """((loss, sums), gradients), accumulated over `config.accumulate` parts of each device's examples."""
+    whole, parts = whole_of(batches), config.accumulate
+    valid = {kind: one.valid for kind, one in whole.items()}
 
-    def add(total, inputs):
-        index, part_batches = inputs
-        result = value_and_grad(params, part_batches, (index, parts))
-        return jax.tree.map(lambda t, r: t + r / parts, total, result), None
+    def of_part(shared, part):
+        (params, frozen, key, valid), (batches, slots) = shared, part
+        of = {kind: one._replace(valid=valid[kind]) for kind, one in whole.items()}
+        return jax.value_and_grad(
+            lambda params: batch_loss(loss, params, frozen, batches, key, config, slots, of), has_aux=True
+        )(params)
 
-    shapes = jax.eval_shape(lambda: value_and_grad(params, jax.tree.map(lambda a: a[0], split), (0, parts)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+    def accumulated(shared, examples):
+        if parts == 1:
+            return of_part(shared, examples)
+        # Each part over all devices: left to itself, the partitioner would lay the parts over them.
+        split = jax.tree.map(
+            lambda a: constrain(a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), None, "batch"), examples
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, of_part(shared, part)), None
+
+        shapes = jax.eval_shape(lambda: of_part(shared, jax.tree.map(lambda a: a[0], split)))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, split)[0]
+
+    return summed_over_data(accumulated, (params, frozen, key, valid), (batches, slots_of(batches)))

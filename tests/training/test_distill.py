@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from experiments.studies import distillation_table
-from imagen_video_jax import storage
+from imagen_video_jax import partitioning, storage
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.cli import main
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation.networks import Weights, open_extractor
+from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import check_sampler
 from imagen_video_jax.training import loop
@@ -28,6 +29,7 @@ from imagen_video_jax.training.distill import (
     rounds_of,
     student_stage,
 )
+from imagen_video_jax.training.step import StepConfig, gradients_of
 from imagen_video_jax.training.train_config import TrainConfig
 from imagen_video_jax.video.files import read_video
 from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
@@ -101,6 +103,30 @@ def test_every_kind_of_stage_has_a_loss_for_videos_and_images(name, guided):
             frozen,
         )
         assert loss_B.shape == logsnr_B.shape == (2,)
+
+
+def test_a_student_on_four_devices_has_the_gradients_of_one():
+    config, teacher, weights, student, start = pair(NAMES[0])
+    batch = random_batch(config.train.stage, size=8)
+
+    def gradients(mesh, parts):
+        def loss(*given):
+            return distillation_loss(config, False, teacher, teacher, *given)
+
+        held, batches = weights, {"video": batch}
+        if mesh is not None:
+            shardings = partitioning.shardings_of(mesh, teacher.network.abstract, teacher.network.axes)
+            held = jax.tree.map(jax.device_put, weights, shardings)
+            batches = partitioning.put_batch(mesh, batches)
+        frozen = {"teacher": held, "calls": np.float32(8)}
+        with partitioning.activate(mesh):
+            step = jax.jit(lambda *given: gradients_of(loss, *given, jax.random.key(1), StepConfig(accumulate=parts)))
+            return step(held, frozen, batches)
+
+    (expected_loss, _), expected = gradients(None, 1)
+    (loss, _), found = gradients(partitioning.make_mesh(MeshShape(data=2, fsdp=2), jax.devices()[:4]), 2)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max()), found, expected)
 
 
 def test_weights_cover_their_range_evenly_in_ln_1_plus_w():

@@ -1,6 +1,8 @@
 """The train step: the same on one device and on eight, whole and in parts, and it learns."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from imagen_video_jax.partitioning import MeshShape
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import OptimizerConfig, direction, learning_rate
 from imagen_video_jax.training.state import abstract_state, initial_state, shardings_of
-from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, loss_of, make_train_step, means_of
+from imagen_video_jax.training.step import OWN_LOSS, StepConfig, gradients_of, make_train_step, means_of
 from tests.stages.stage_kinds import NAMES, random_batch, smallest, tiny
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup=2)
@@ -58,14 +60,14 @@ def test_eight_devices_equal_one(name):
     assert int(state.step) == int(sharded_state.step) == 3
 
 
-def loss_and_gradients(config, params, batch, mesh=None):
+def loss_and_gradients(config, params, batch, mesh=None, parts=1):
     """Of one video batch, on one device or laid over a mesh, everything in float32."""
     stage = Stage(config)
 
     def traced(params, batches):
         with partitioning.activate(mesh):
-            loss = loss_of(stage, OWN_LOSS, {})
-            return gradients_of(loss, params, batches, jax.random.key(1), StepConfig())
+            loss = functools.partial(OWN_LOSS.loss, stage)
+            return gradients_of(loss, params, {}, batches, jax.random.key(1), StepConfig(accumulate=parts))
 
     if mesh is not None:
         batch = partitioning.put_batch(mesh, batch)
@@ -76,17 +78,35 @@ def loss_and_gradients(config, params, batch, mesh=None):
     return float(loss), gradients, compiled.as_text()
 
 
-def assert_close(gradients, expected):
-    """Within 1e-5 of the largest number of each array."""
+def assert_close(gradients, expected, share=1e-5):
+    """Within this share of the largest number of each array."""
     for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         ours, theirs = np.asarray(ours), np.asarray(theirs)
-        assert np.abs(ours - theirs).max() <= 1e-5 * max(np.abs(theirs).max(), 1e-3)
+        assert np.abs(ours - theirs).max() <= share * max(np.abs(theirs).max(), 1e-3)
 
 
 def perturbed(config):
     """Weights among which no projection is still zero: every layer has a gradient."""
     params = jax.jit(Stage(config).init)(jax.random.key(0))
     return jax.tree.map(lambda a: a + 0.05 * np.random.default_rng(a.size).normal(size=a.shape), params)
+
+
+@pytest.mark.parametrize("shape", [MeshShape(data=2, fsdp=4), MeshShape(data=2, fsdp=2, tensor=2)], ids=str)
+def test_parts_on_many_devices_have_the_gradients_of_one_and_sum_them_over_data_once(shape):
+    config = smallest(NAMES[0])
+    batch, params = random_batch(config, size=16), perturbed(config)
+    # Examples that do not count lie in one part of one device's share only.
+    batch = dataclasses.replace(batch, valid_B=np.arange(16) > 2)
+    expected_loss, expected, _ = loss_and_gradients(config, params, batch)
+    loss, gradients, program = loss_and_gradients(config, params, batch, partitioning.make_mesh(shape), parts=2)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_close(gradients, expected, 2e-5)
+    sums = [line for line in program.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
+    over_data = [line for line in sums if re.search(r"replica_groups=(\{\{0,4\}|\[4,2\]<=\[2,4\]T\(1,0\))", line)]
+    assert over_data
+    assert not any("/while/" in line for line in over_data)
+    large = [line for line in sums if re.search(r"replica_groups=(\{\}|\{\{0,1,2,3,4,5,6,7\}\}|\[1,8\])", line)]
+    assert not any(re.search(r"\[[\d,]*\d{3}", line.split(" all-reduce")[0]) for line in large)
 
 
 @pytest.mark.slow  # the convolutions alone are held against one device in tests/models/test_layers.py
@@ -117,9 +137,9 @@ def test_remat_that_keeps_products_has_the_loss_and_gradients_of_the_one_that_ke
         network = dataclasses.replace(config.network, remat=True, remat_policy=policy)
         changed = dataclasses.replace(config, network=network)
         results.append(loss_and_gradients(changed, params, batch))
-        own = loss_of(Stage(changed), OWN_LOSS, {})
+        own = functools.partial(OWN_LOSS.loss, Stage(changed))
         cost = chips.count(
-            lambda p, f=own: gradients_of(f, p, {"video": batch}, jax.random.key(1), StepConfig()), params
+            lambda p, f=own: gradients_of(f, p, {}, {"video": batch}, jax.random.key(1), StepConfig()), params
         )
         again[policy] = cost.recomputed / cost.flops
     (expected_loss, expected, _), (loss, gradients, _) = results
@@ -131,10 +151,11 @@ def test_remat_that_keeps_products_has_the_loss_and_gradients_of_the_one_that_ke
 def test_accumulated_gradients_are_the_gradients_of_the_whole_batch():
     stage = Stage(smallest(NAMES[0]))
     params = jax.jit(stage.init)(jax.random.key(0))
+    loss = functools.partial(OWN_LOSS.loss, stage)
     batches = {"image": jax.tree.map(jnp.asarray, batches_of(stage.config)["image"])}
     results = [
         jax.jit(
-            lambda p, b, parts=parts: gradients_of(stage.loss, p, b, jax.random.key(1), StepConfig(accumulate=parts))
+            lambda p, b, parts=parts: gradients_of(loss, p, {}, b, jax.random.key(1), StepConfig(accumulate=parts))
         )(params, batches)
         for parts in (1, 4)
     ]
@@ -165,11 +186,11 @@ def test_moments_are_laid_out_as_their_parameters(name):
 def test_losses_by_noise_level_are_means_whatever_a_batch_is_cut_into(parts):
     """Where every example has a loss of one; times are stratified, so that a part holds only some noise levels."""
 
-    def ones(params, batch, key, slot_B, slots):
+    def ones(params, frozen, batch, key, slot_B, slots):
         return params * jnp.ones(len(slot_B)), jnp.linspace(-10, 2.9, slots)[slot_B]
 
     batches = batches_of(smallest(NAMES[0]))
-    (loss, sums), gradient = gradients_of(ones, 1.0, batches, jax.random.key(1), StepConfig(accumulate=parts))
+    (loss, sums), gradient = gradients_of(ones, 1.0, {}, batches, jax.random.key(1), StepConfig(accumulate=parts))
     assert loss == gradient == 1.5
     means = {name: float(value) for name, value in means_of(sums).items()}
     for kind in ("video", "image"):

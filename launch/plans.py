@@ -159,8 +159,8 @@ def write_table() -> None:
         "",
         "MiB that a chip receives in a step or a call. Sharded weights are gathered by all-gather; activations that "
         "are sharded along frames or height exchange their edges (collective-permute). Nothing is gathered where the "
-        "last column says none. Gradients are summed over all chips by all-reduce, at their full size, in every part "
-        "of a step: more than the estimate's reduce-scatter, of which each chip would keep its share.",
+        "last column says none. Gradients are scattered over fsdp in every part of a step (reduce-scatter), and each "
+        "chip's share is summed over data once (all-reduce, received twice as a ring sends it).",
         "",
         *traffic_table(found),
         "",

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 import jax
 
 from imagen_video_jax.chips import Topology
+from imagen_video_jax.collectives import read_collectives
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.programs import Program
 
-_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 # Kernels whose loops are rolled are made sooner; the program's memory and what it sends stay as they are.
 _OPTIONS = {"xla_tpu_enable_emitter_rolling": True}
-_ITEM_BITS = {"pred": 8, "token": 0, "c64": 64, "c128": 128}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,96 +144,3 @@ def _compile(lowered):
         if "No such compile option" not in str(error):
             raise
     return lowered.compile()  # with a libtpu that does not know them
-
-
-# Reading collectives from a program's text.
-
-
-def read_collectives(text: str) -> tuple[dict[str, float], tuple[tuple[float, str], ...]]:
-    """(kind -> bytes received in one run, all-gathers by size) of a compiled program's text."""
-    turns = _turns_of_computations(text)
-    totals, gathers = {}, []
-    for name, body in _computations(text):
-        # The TPU compiler's reduce-scatter is an all-reduce with slices of its result, in a kernel of this name.
-        for kind, size, operation in _collectives_of(body, "all-reduce-scatter" in name):
-            totals[kind] = totals.get(kind, 0.0) + size * turns.get(name, 1)
-            if kind == "all-gather":
-                gathers.append((size, operation))
-    return totals, tuple(sorted(gathers, reverse=True))
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = None, []
-    for line in text.splitlines():
-        if line.endswith("{") and (match := re.match(r"(?:ENTRY )?%?([\w.\-]+) ", line)):
-            name, lines = match[1], []
-        elif line.startswith("}") and not line.startswith("}}") and name:  # "}}" ends what a kernel says of itself
-            yield name, lines
-            name = None
-        elif name:
-            lines.append(line)
-
-
-def _turns_of_computations(text: str) -> dict[str, int]:
-    """How often each computation runs in one run of the program, from the trip counts of the loops around it."""
-    computations = dict(_computations(text))
-    calls: dict[str, list[tuple[str, int]]] = {}
-    for name, body in computations.items():
-        for line in body:
-            count = _trips(line, computations) if " while(" in line else 1
-            for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
-                calls.setdefault(called, []).append((name, count))
-    found: dict[str, int] = {}
-
-    def turns(name: str) -> int:
-        if name not in found:
-            found[name] = 1
-            callers = calls.get(name, [])
-            found[name] = sum(turns(caller) * count for caller, count in callers) if callers else 1
-        return found[name]
-
-    return {name: turns(name) for name in calls}
-
-
-def _trips(loop: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop turns: what the compiler notes beside it, or what its condition counts up to from 0."""
-    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
-        return int(noted[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop)
-    lines = computations.get(condition[1], []) if condition else []
-    limits = [limit[1] for line in lines if (limit := re.search(r"= s32\[\]\S* constant\((\d+)\)", line))]
-    below = any(" compare(" in line and "direction=LT" in line for line in lines)
-    return int(limits[0]) if below and len(limits) == 1 else 1
-
-
-def _collectives_of(lines: list[str], scattered: bool) -> Iterator[tuple[str, float, str]]:
-    """(kind, bytes that a chip receives, operation name), each as a ring sends it: an all-reduce its result twice."""
-    pattern = re.compile(r"= (.*?) (" + "|".join(_KINDS) + r")(-start)?\(")
-    for line in lines:
-        if match := pattern.search(line):
-            sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])]
-            name = re.search(r'op_name="([^"]*)"', line)
-            # What starts an asynchronous one gives its operand and its result.
-            size, kind = max(sizes) if match[3] else sum(sizes), match[2]
-            if kind == "all-reduce" and scattered:
-                kind = "reduce-scatter"
-            elif kind == "all-reduce":
-                size *= 2
-            elif kind == "reduce-scatter" and not match[3]:
-                size *= _group(line)
-            yield kind, size, name[1] if name else ""
-
-
-def _group(line: str) -> int:
-    """Of how many chips a collective is: the first of its groups, which are listed or made of an iota."""
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    made = re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", line)
-    return int(made[1]) if made else len(listed[1].split(",")) if listed else 1
-
-
-def _bytes(kind: str, sizes: str) -> float:
-    bits = _ITEM_BITS.get(kind) or int((re.search(r"\d+", kind) or ["32"])[0])
-    count = 1
-    for size in filter(None, sizes.split(",")):
-        count *= int(size)
-    return count * bits / 8

@@ -157,8 +157,9 @@ class _Leaves:
         split = [leaf.size for shape, leaf in zip(self.shapes, self.leaves, strict=True) if shape != leaf.shape]
         found = {"all-gather": sum(split) * self.itemsize * (1 + backward + remat) * parts}
         if backward:
-            found["reduce-scatter"] = sum(split) * 4.0 * parts
-            found["all-reduce"] = 2 * sum(self.shards) * parts if self.mesh.shape["data"] > 1 else 0.0
+            found["reduce-scatter"] = sum(split) * self.itemsize * parts
+            # Over data once, whatever the parts.
+            found["all-reduce"] = 2 * sum(self.shards) if self.mesh.shape["data"] > 1 else 0.0
         return {kind: float(size) for kind, size in found.items() if size}
 
 

@@ -1,7 +1,9 @@
 """The mesh, the logical axis rules, shardings of trees, and host batch -> global array.
 
 Networks name the axes of their parameters and activations by meaning; the one table below says which mesh axis each
-meaning is laid over. The partitioner does the rest.
+meaning is laid over. The partitioner does the rest, but for what it is not left to: where weights are gathered
+(`whole`), when gradients are summed over data (`summed_over_data`), and kernels over shards (`over_shards`,
+`on_each_shard`).
 """
 
 import contextlib
@@ -237,8 +239,8 @@ def whole(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 def sharded(axis: str) -> bool:
     """Whether the active mesh splits the logical axis `axis`."""
-    mesh = _mesh.get()
-    return mesh is not None and any(mesh.shape[name] > 1 for name in RULES[axis])
+    mesh = _active()
+    return mesh is not None and any(mesh.shape[name] > 1 for name in set(RULES[axis]) - set(_manual(mesh)))
 
 
 def over_shards(

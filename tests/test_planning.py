@@ -6,7 +6,6 @@ import pytest
 
 from imagen_video_jax import checkpoint, chips, configs, planning
 from imagen_video_jax.cli import main
-from imagen_video_jax.compiling import read_collectives
 from imagen_video_jax.errors import WRONG_REQUEST, UserError
 from imagen_video_jax.stages.stage import Stage
 from tests.stages.stage_kinds import tiny
@@ -83,6 +82,22 @@ def test_halving_the_examples_at_a_time_by_accumulation_needs_less_memory_and_as
     assert parts.cost.flops == pytest.approx(whole.cost.flops, rel=0.05)
 
 
+def test_weights_are_gathered_in_every_part_of_a_step_and_gradients_summed_over_data_once():
+    overrides = [
+        "--config.batch_size=32",
+        "--config.image_batch_size=16",
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=4",
+    ]
+    once, often = (
+        planning.estimate_of(request(topology="h100:8", overrides=[*overrides, f"--config.step.accumulate={parts}"]))
+        for parts in (1, 2)
+    )
+    assert often.collectives["all-gather"] == 2 * once.collectives["all-gather"] > 0
+    assert often.collectives["reduce-scatter"] == 2 * once.collectives["reduce-scatter"] > 0
+    assert often.collectives["all-reduce"] == once.collectives["all-reduce"] > 0
+
+
 def test_what_does_not_fit_is_told_what_is_missing_and_what_would_fit(capsys, monkeypatch):
     wanted = ["--config.batch_size=32", "--config.image_batch_size=32", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
     whole = planning.estimate_of(request(topology="v5e:1x1", overrides=wanted))
@@ -124,51 +139,6 @@ def test_without_the_tpu_compiler_the_extra_and_the_quick_way_are_named(capsys, 
     error = capsys.readouterr().err
     assert "imagen_video_jax[plan]" in error
     assert "--quick" in error
-
-
-def test_collectives_in_a_loop_are_counted_as_often_as_it_turns():
-    text = """HloModule m
-%body (p: f32[8]) -> f32[8] {
-  %ag = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}, metadata={op_name="jit(f)/conv"}
-}
-%cond (p: f32[8]) -> pred[] {
-}
-%sum (p: f32[8]) -> f32[8] {
-  %a2a = f32[8]{0} all-to-all(f32[8]{0} %p), dimensions={0}
-}
-%below (p: (s32[], f32[8])) -> pred[] {
-  %three = s32[]{:T(128)} constant(3)
-  %turn = s32[]{:T(128)} get-tuple-element(%p), index=0
-  ROOT %lt = pred[]{:T(512)} compare(%turn, %three), direction=LT
-}
-ENTRY %main (a: f32[8]) -> f32[8] {
-  %v = f32[8]{0} while(f32[8]{0} %a), condition=%below, body=%sum
-  %w = f32[8]{0} while(f32[8]{0} %a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
-  %kernel = f32[8]{0} custom-call(f32[8]{0} %a), frontend_attributes={kernel_metadata={
- "of a Pallas kernel":"in lines of their own"
-}}, metadata={op_name="jit(f)/splash"}
-  %ar = (f32[2]{0}, bf16[4]{0}) all-reduce(f32[2]{0} %a, bf16[4]{0} %b), to_apply=%add
-}
-"""
-    totals, gathers = read_collectives(text)
-    # A ring sends a sum twice: to be added up, and added up.
-    assert totals == {"all-gather": 5 * 128.0, "all-reduce": 2 * 16.0, "all-to-all": 3 * 32.0}
-    assert gathers == ((128.0, "jit(f)/conv"),)
-
-
-@pytest.mark.parametrize("groups", ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]"])
-def test_what_each_chip_keeps_a_share_of_is_received_whole(groups):
-    text = f"""HloModule m
-%all-reduce-scatter.5 (p: bf16[64]) -> bf16[16] {{
-  %all = bf16[64]{{0}} all-reduce(bf16[64]{{0}} %p), replica_groups={groups}, to_apply=%add
-  ROOT %own = bf16[16]{{0}} dynamic-slice(%all, %first), dynamic_slice_sizes={{16}}
-}}
-ENTRY %main (a: bf16[64]) -> bf16[16] {{
-  %f = bf16[16]{{0}} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.5
-  %rs = f32[16]{{0}} reduce-scatter(%b), replica_groups={groups}, dimensions={{0}}, to_apply=%add
-}}
-"""
-    assert read_collectives(text)[0] == {"reduce-scatter": 64 * 2.0 + 4 * 16 * 4.0}
 
 
 def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(capsys):

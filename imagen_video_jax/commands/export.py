@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-from imagen_video_jax.commands.process import until_sigterm
 from imagen_video_jax.errors import UserError
 
 TEXT = "Write a cascade as one folder for others: safetensors, configs, model card, and programs."
@@ -25,11 +24,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--about", metavar="FILE.md", help="for the card: data, licence, what else people should know")
 
 
-def run(arguments, _) -> int:
-    return until_sigterm(lambda: _export(arguments))
-
-
-def _export(arguments) -> None:
+def run(arguments, _) -> None:
     from imagen_video_jax.export import ExportRequest, export
 
     scores = {pathlib.Path(path).stem: _scores(path) for path in arguments.scores}

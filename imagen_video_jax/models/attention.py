@@ -59,11 +59,15 @@ def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None, kernel: str = "xla"):
         B, S = k_BSNK.shape[:2]
         # Given where there is no mask, too: without, gradients for lengths beside its tiles were reported as NaN.
         valid_B = jnp.full((B,), S, jnp.int32) if mask_BS is None else mask_BS.sum(axis=1, dtype=jnp.int32)
-        return jax.nn.dot_product_attention(
-            q_BQNK, k_BSNK, v_BSNK, key_value_seq_lengths=valid_B, implementation="cudnn"
-        )
+        heads = ("batch", None, "heads", None)
+        # By hand: the partitioner's own rule for this kernel does not hold inside of `summed_over_data`.
+        return on_each_shard(_cudnn, (q_BQNK, k_BSNK, v_BSNK, valid_B), (heads, heads, heads, heads[:1]))
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, mask=mask)
+
+
+def _cudnn(q_BQNK, k_BSNK, v_BSNK, valid_B):
+    return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, key_value_seq_lengths=valid_B, implementation="cudnn")
 
 
 def attend_pixels(q_BTQNK, k_BTSNK, v_BTSNK, *, mask_BTS=None, kernel: str = "xla"):

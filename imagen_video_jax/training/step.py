@@ -85,38 +85,39 @@ def make_train_step(
     return train_step
 
 
-class Whole(NamedTuple):
-    """A global batch of which `batch_loss` may see a part: how many examples it has, and how many of them count."""
+class Part(NamedTuple):
+    """Where examples stand in the global batch that they are a part of; of each kind, videos and images.
 
-    size: int
-    valid: jax.Array
+    Attributes: slots (numbers of the examples, by which their noise is drawn: it does not depend on how the batch is
+    cut), sizes (of the whole batch), valid (how many examples of the whole batch count).
+    """
+
+    slots: dict[str, jax.Array]
+    sizes: dict[str, int]
+    valid: dict[str, jax.Array]
 
 
-def whole_of(batches: dict[str, Batch]) -> dict[str, Whole]:
-    return {
-        kind: Whole(len(batch.valid_B), jnp.sum(batch.valid_B, dtype=jnp.float32)) for kind, batch in batches.items()
-    }
-
-
-def slots_of(batches: dict[str, Batch]) -> dict[str, jax.Array]:
-    """Numbers of a global batch's examples: their noise is by number, so that it does not depend on how it is cut."""
-    return {kind: jnp.arange(len(batch.valid_B)) for kind, batch in batches.items()}
+def all_of(batches: dict[str, Batch]) -> Part:
+    """The whole batch, as a part of itself."""
+    return Part(
+        {kind: jnp.arange(len(batch.valid_B)) for kind, batch in batches.items()},
+        {kind: len(batch.valid_B) for kind, batch in batches.items()},
+        {kind: jnp.sum(batch.valid_B, dtype=jnp.float32) for kind, batch in batches.items()},
+    )
 
 
 def batch_loss(
-    loss: Callable, params, frozen, batches: dict[str, Batch], key, config: StepConfig, slots=None, whole=None
+    loss: Callable, params, frozen, batches: dict[str, Batch], key, config: StepConfig, part: Part | None = None
 ):
-    """(loss, sums) of a step's batches; `loss` as of an objective, its stage given.
-
-    Args: slots (of each kind, the examples' numbers) and whole (of each kind, a `Whole`) where `batches` are a part.
+    """(loss, sums) of a step's batches, or of a part of them; `loss` as an objective's, its stage given.
 
     Losses and sums of parts add up to those of the whole. Sums are divided by `means_of`: of losses, and their number,
     for each kind of example and noise level, of which a part may hold none.
     """
     total, sums = 0.0, {}
-    slots, whole = slots or slots_of(batches), whole or whole_of(batches)
+    part = all_of(batches) if part is None else part
     for kind, batch in batches.items():
-        loss_B, logsnr_B = loss(params, frozen, batch, named_key(key, kind), slots[kind], whole[kind].size)
+        loss_B, logsnr_B = loss(params, frozen, batch, named_key(key, kind), part.slots[kind], part.sizes[kind])
         loss_B, logsnr_B = constrain(loss_B, "batch"), constrain(logsnr_B, "batch")
         valid_B = batch.valid_B.astype(jnp.float32)
         counted = {"": valid_B} | {
@@ -124,7 +125,7 @@ def batch_loss(
         }
         for name, inside_B in counted.items():
             sums[f"loss_{kind}{name}"] = jnp.stack([jnp.sum(loss_B * inside_B), jnp.sum(inside_B)])
-        mean = sums[f"loss_{kind}"][0] / jnp.maximum(whole[kind].valid, 1.0)
+        mean = sums[f"loss_{kind}"][0] / jnp.maximum(part.valid[kind], 1.0)
         total += mean * (config.image_weight if kind == "image" and "video" in batches else 1.0)
     return total, sums
 
@@ -136,22 +137,21 @@ def means_of(sums: dict) -> dict:
 
 def gradients_of(loss: Callable, params, frozen, batches, key, config: StepConfig):
     """((loss, sums), gradients), accumulated over `config.accumulate` parts of each device's examples."""
-    whole, parts = whole_of(batches), config.accumulate
-    valid = {kind: one.valid for kind, one in whole.items()}
+    parts, whole = config.accumulate, all_of(batches)
 
-    def of_part(shared, part):
-        (params, frozen, key, valid), (batches, slots) = shared, part
-        of = {kind: one._replace(valid=valid[kind]) for kind, one in whole.items()}
+    def of_part(shared, examples):
+        (params, frozen, key, valid), (batches, slots) = shared, examples
+        part = Part(slots, whole.sizes, valid)
         return jax.value_and_grad(
-            lambda params: batch_loss(loss, params, frozen, batches, key, config, slots, of), has_aux=True
+            lambda params: batch_loss(loss, params, frozen, batches, key, config, part), has_aux=True
         )(params)
 
     def accumulated(shared, examples):
         if parts == 1:
             return of_part(shared, examples)
-        # Each part over all devices: left to itself, the partitioner would lay the parts over them.
+        # Every device's examples are dealt out among the parts, so that none has to move.
         split = jax.tree.map(
-            lambda a: constrain(a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), None, "batch"), examples
+            lambda a: constrain(a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), None, "batch"), examples
         )
 
         def add(total, part):
@@ -161,4 +161,4 @@ def gradients_of(loss: Callable, params, frozen, batches, key, config: StepConfi
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zeros, split)[0]
 
-    return summed_over_data(accumulated, (params, frozen, key, valid), (batches, slots_of(batches)))
+    return summed_over_data(accumulated, (params, frozen, key, whole.valid), (batches, whole.slots))

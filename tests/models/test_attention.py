@@ -1,13 +1,16 @@
 """The choice of the attention kernel; cuDNN's is stood in for by XLA with the same arguments: numbers of valid keys."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_video_jax import chips, functional
+from imagen_video_jax import chips, functional, partitioning
 from imagen_video_jax.models import attention
 from imagen_video_jax.models.video_unet import VideoUNet, VideoUNetConfig
+from imagen_video_jax.partitioning import MeshShape
 
 ONE_LEVEL = {"channels": (16,), "blocks": (1,), "spatial_attention": (True,), "text_attention": (True,)}
 
@@ -43,6 +46,35 @@ def test_a_fused_kernel_sees_the_same_tokens_and_without_a_gpu_the_products_do_i
     monkeypatch.setattr(attention, "fused", lambda kernel, q, k: kernel == "cudnn")
     np.testing.assert_allclose(outputs("cudnn"), expected, atol=1e-5)
     assert calls.count("cudnn") == 3
+
+
+def test_the_fused_kernel_is_given_each_devices_own_examples_where_gradients_are_summed_over_data(monkeypatch):
+    """Its own rule for the partitioner fails in there, on GPUs only: the partitioner is to see none."""
+    seen = []
+
+    def kernel(q, k, v, valid_B):
+        seen.append((q.shape, valid_B.shape))
+        mask = jnp.arange(k.shape[1]) < valid_B[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+
+    monkeypatch.setattr(attention, "fused", lambda kernel, q, k: kernel == "cudnn")
+    monkeypatch.setattr(attention, "_cudnn", kernel)
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 8, 6, 4, 16)).astype(np.float32)
+    mask = np.arange(6) < rng.integers(1, 7, 8)[:, None]
+
+    def gradient(kernel, scale, examples):
+        q, k, v, mask = examples
+        return jax.grad(lambda s: jnp.sum(attention.attend(s * q, k, v, mask_BS=mask, kernel=kernel) ** 2))(scale)
+
+    expected = gradient("xla", jnp.float32(1.3), (q, k, v, mask))
+    mesh = partitioning.make_mesh(MeshShape(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    with partitioning.activate(mesh):
+        found = jax.jit(lambda *given: partitioning.summed_over_data(functools.partial(gradient, "cudnn"), *given))(
+            jnp.float32(1.3), partitioning.put_batch(mesh, (q, k, v, mask))
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert set(seen) == {((2, 6, 2, 16), (2,))}
 
 
 def test_only_half_precision_and_even_lengths_on_an_nvidia_gpu_are_fused(monkeypatch):

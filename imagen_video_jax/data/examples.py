@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -121,6 +122,11 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
     """Captions as one line each in composed Unicode, without control and direction characters and lone surrogates,
     each once; empty ones are left out, overlong ones cut."""
     return tuple(dict.fromkeys(filter(None, map(_clean, captions))))
+
+
+def captions_of(text: str) -> tuple[str, ...]:
+    """The captions of a text file, one a line; form feeds and the separators of Unicode end no line."""
+    return clean_captions(re.split(r"\r\n?|\n", text))
 
 
 def _clean(caption: str) -> str:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from imagen_video_jax.data import manifests, records, tar_shards, tfds_source
-from imagen_video_jax.data.examples import Example, Listing, Problem, Source, clean_captions, sorted_by_id
+from imagen_video_jax.data.examples import Example, Listing, Problem, Source, captions_of, sorted_by_id
 from imagen_video_jax.data.manifests import MANIFEST
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.video.reading import IMAGE_ENDINGS, VIDEO_ENDINGS
@@ -224,7 +224,7 @@ def _sidecar_captions(folder: pathlib.Path, name: str, problems: list[Problem]) 
         elif sidecar.is_file() and sidecar.stat().st_size > _MAX_SIDECAR:
             reason = f"longer than {_MAX_SIDECAR} bytes"
         elif sidecar.is_file():
-            return clean_captions(sidecar.read_text(encoding="utf-8-sig").splitlines())
+            return captions_of(sidecar.read_text(encoding="utf-8-sig"))
     except (OSError, RuntimeError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     except UnicodeDecodeError as error:

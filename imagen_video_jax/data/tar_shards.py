@@ -10,7 +10,7 @@ import pathlib
 import tarfile
 from collections.abc import Sequence
 
-from imagen_video_jax.data.examples import Example, Listing, Problem, clean_captions
+from imagen_video_jax.data.examples import Example, Listing, Problem, captions_of, clean_captions
 from imagen_video_jax.video.containers import EncodedMedia
 from imagen_video_jax.video.reading import IMAGE_ENDINGS, MAX_FILE_BYTES, VIDEO_ENDINGS, MediaError
 
@@ -80,7 +80,7 @@ def _said(tar: pathlib.Path, members: dict, name: str, problems: list[Problem]) 
                 raise ValueError(f"longer than {_MAX_TEXT} bytes")
             text = _read(tar, key + ending, offset, size).data.decode("utf-8-sig")
             if ending == ".txt":
-                captions += text.splitlines()
+                captions += captions_of(text)
                 continue
             row = json.loads(text)
             listed = [row.pop("caption", None), *row.pop("captions", [])]

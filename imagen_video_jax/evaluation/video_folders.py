@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from imagen_video_jax.data.examples import clean_captions
+from imagen_video_jax.data.examples import captions_of, clean_captions
 from imagen_video_jax.data.manifests import MANIFEST, Row, read_manifest
 from imagen_video_jax.data.records import is_prepared
 from imagen_video_jax.data.sources import list_source
@@ -99,7 +99,7 @@ def _rows_of_samples(folder: pathlib.Path) -> dict[str, Row] | None:
     if not path.is_file():
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
         for row in rows:
             if not (isinstance(row["path"], str) and isinstance(row["prompt"], str)):
                 raise TypeError(f"path and prompt are texts, got {row['path']!r} and {row['prompt']!r}")
@@ -112,7 +112,7 @@ def _item(folder: pathlib.Path, name: str, row: Row | None) -> Item:
     captions = row.captions if row else ()
     sidecar = (folder / name).with_suffix(".txt")
     if not captions and sidecar.is_file():
-        captions = clean_captions(sidecar.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+        captions = captions_of(sidecar.read_text(encoding="utf-8-sig", errors="replace"))
     return Item(name, folder / name, captions[0] if captions else "", row.facts if row else {})
 
 

@@ -60,11 +60,11 @@ def test_a_manifest_gives_each_file_its_captions_and_facts(tmp_path):
 
 def test_sidecars_hold_a_caption_a_line_and_fill_what_the_manifest_leaves_out(tmp_path):
     touch(tmp_path, "a.mp4", "b.webm", "notes.md", ".hidden.mp4")
-    (tmp_path / "a.txt").write_text("\ufefffrom the sidecar\n\n  second  \n", encoding="utf-8")
+    (tmp_path / "a.txt").write_bytes("\ufefffrom the\f side\u2028car\r\n\r  second  \n".encode())
     (tmp_path / "b.txt").write_text("not used\n")
     manifest(tmp_path, {"path": "b.webm", "caption": "from the manifest"})
     assert [e.captions for e in open_source(tmp_path).videos] == [
-        ("from the sidecar", "second"),
+        ("from the side car", "second"),
         ("from the manifest",),
     ]
 

@@ -126,7 +126,7 @@ def batch_loss(
         for name, inside_B in counted.items():
             sums[f"loss_{kind}{name}"] = jnp.stack([jnp.sum(loss_B * inside_B), jnp.sum(inside_B)])
         mean = sums[f"loss_{kind}"][0] / jnp.maximum(part.valid[kind], 1.0)
-        total += mean * (config.image_weight if kind == "image" and "video" in batches else 1.0)
+        total += mean * (config.image_weight if kind == "image" and "video" in part.sizes else 1.0)
     return total, sums
 
 
@@ -141,10 +141,16 @@ def gradients_of(loss: Callable, params, frozen, batches, key, config: StepConfi
 
     def of_part(shared, examples):
         (params, frozen, key, valid), (batches, slots) = shared, examples
-        part = Part(slots, whole.sizes, valid)
-        return jax.value_and_grad(
-            lambda params: batch_loss(loss, params, frozen, batches, key, config, part), has_aux=True
-        )(params)
+        part, result = Part(slots, whole.sizes, valid), None
+        gradient = jax.value_and_grad(batch_loss, argnums=1, has_aux=True)
+        # One kind after the other: weights gathered for both would be kept from one's pass for the other's. Videos
+        # first, whose pass needs the most memory, while no gradients wait yet.
+        for kind in sorted(batches, reverse=True):
+            if result is not None:
+                params, frozen, result = jax.lax.optimization_barrier((params, frozen, result))
+            own = gradient(loss, params, frozen, {kind: batches[kind]}, key, config, part)
+            result = own if result is None else _joined(result, own)
+        return result
 
     def accumulated(shared, examples):
         if parts == 1:
@@ -162,3 +168,9 @@ def gradients_of(loss: Callable, params, frozen, batches, key, config: StepConfi
         return jax.lax.scan(add, zeros, split)[0]
 
     return summed_over_data(accumulated, (params, frozen, key, whole.valid), (batches, whole.slots))
+
+
+def _joined(one, other):
+    """Two kinds' ((loss, sums), gradients) as one: sums have names of their own."""
+    ((loss, sums), gradients), ((other_loss, other_sums), other_gradients) = one, other
+    return (loss + other_loss, sums | other_sums), jax.tree.map(jnp.add, gradients, other_gradients)

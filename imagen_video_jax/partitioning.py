@@ -196,8 +196,8 @@ def device_kind() -> str:
 
 def _active() -> Mesh | None:
     """The active mesh; inside of `summed_over_data` as jax knows it there, each part of the data axis alone."""
-    inside = jax.sharding.get_abstract_mesh()
-    return _mesh.get() if inside.empty else inside
+    mesh, inside = _mesh.get(), jax.sharding.get_abstract_mesh()
+    return inside if mesh is not None and inside.axis_names == mesh.axis_names else mesh
 
 
 def summed_over_data(function: Callable, shared, examples):

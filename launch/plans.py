@@ -5,7 +5,8 @@
     python launch/plans.py --check            # estimates against compiled peaks at small sizes
     python launch/plans.py                    # writes PLANS.md from what is there
 
-A cell is what `imagen-video plan --json` prints, in launch/plans.jsonl; a cell that is there is not made again.
+A cell is what `imagen-video plan --json` prints, in launch/plans.jsonl; a cell that is there is not made again, unless
+its `of` says of which older program it is.
 """
 
 import argparse
@@ -114,6 +115,7 @@ def row_of(cell: tuple[str, ...], found: dict | None) -> str:
     made = "quick" if "--quick" in rest else "compiled"
     if found is None:
         return f"| {name} | {topology} | {made} | **not filled yet** | | | | | | | |"
+    made += older(found)
     memory, flops, times = found["bytes_per_chip"], found["flops_per_chip"], found["roofline"]
     own = [
         name, topology, made, "yes" if found["fits"] else "**no**", gib(memory.get("arguments")),
@@ -122,6 +124,10 @@ def row_of(cell: tuple[str, ...], found: dict | None) -> str:
         f"{found['roofline_seconds']:.3g} ({times['bound']})", f"{found['mfu_bound']:.0%}", hours(found),
     ]  # fmt: skip
     return "| " + " | ".join(own) + " |"
+
+
+def older(found: dict) -> str:
+    return f" ({found['of']})" if "of" in found else ""
 
 
 def hours(found: dict) -> str:
@@ -187,7 +193,7 @@ def traffic_table(found: dict) -> list[str]:
         parts = [f"{kind} {mib(size)}" for kind, size in received.items() if kind != "all-gather"]
         mesh = ", ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
         gathered = mib(received["all-gather"]) if "all-gather" in received else "none"
-        lines.append(f"| {stage} | {cell[1]} | {row['mode']} | {mesh} | {', '.join(parts)} | {gathered} |")
+        lines.append(f"| {stage} | {cell[1]} | {row['mode']}{older(row)} | {mesh} | {', '.join(parts)} | {gathered} |")
     return lines
 
 
@@ -208,7 +214,7 @@ def check_table(found: dict) -> list[str]:
             lines.append(f"{head} **not filled yet** | | | {used} |")
             continue
         compiled, quick = row["bytes_per_chip"]["peak"], estimate["bytes_per_chip"]["peak"]
-        lines.append(f"{head} {mib(compiled)} | {mib(quick)} | {quick / compiled:.2f} | {used} |")
+        lines.append(f"{head} {mib(compiled)}{older(row)} | {mib(quick)} | {quick / compiled:.2f} | {used} |")
     return lines
 
 
@@ -223,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Stage by stage, so that what was traced for one slice serves the others.
     for cell in sorted(cells(arguments), key=lambda cell: (SMALL_BATCH[0] in cell, cell[0], cell[2:4])):
-        if cell not in done():
+        if "of" in done().get(cell, {"of": "nothing yet"}):
             print(" ".join(cell), flush=True)
             make(cell)
             write_table()

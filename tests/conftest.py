@@ -2,16 +2,10 @@
 
 import os
 
+from tests.xla_flags import quick_to_compile
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile much and compute little: unoptimised code of the older kind is ready in a third of the time.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",
-    )
-)
+os.environ["XLA_FLAGS"] = quick_to_compile(devices=8)
 
 import pathlib
 

@@ -13,6 +13,8 @@ import os
 import pathlib
 import sys
 
+from tests.xla_flags import quick_to_compile
+
 STAGES = ("base_16f_24x40", "temporal_sr_32f_24x40", "spatial_sr_32f_48x80")
 STEPS = 20
 
@@ -108,6 +110,5 @@ def main(layout: str, folder: pathlib.Path, *others: str) -> None:
 
 
 if __name__ == "__main__":
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # every process compiles
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[3]} {flags}"
+    os.environ["XLA_FLAGS"] = quick_to_compile(int(sys.argv[3]))  # every process compiles
     main(sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[4:])

@@ -51,29 +51,40 @@ def estimate_train(config: TrainConfig, mesh: AbstractMesh, *, tiles: bool) -> E
     divisor = partitioning.batch_divisor(mesh)
     sizes = {kind: (size // divisor // parts, frames) for kind, (size, frames) in batch_sizes(config).items()}
     batches = {kind: abstract_batch(config, *size) for kind, size in sizes.items()}
-
-    def part(params, batches, key):
-        own = functools.partial(OWN_LOSS.loss, stage)
-        return jax.grad(lambda p: batch_loss(own, p, {}, batches, key, config.step)[0])(params)
-
-    rest = (batches, jax.eval_shape(jax.random.key, 0))
-    traced = _traced(config, "train", tuple(sizes.values()), part, rest, tiles=tiles)
     leaves = _Leaves(stage, mesh, tiles)
-    usage = leaves.usage(traced, results=leaves.shards, share=_share(mesh))
+    key = jax.eval_shape(jax.random.key, 0)
+    passes = [
+        _traced(config, f"train {kind}", size, _gradients(stage, config), ({kind: batches[kind]}, key), tiles=tiles)
+        for kind, size in sizes.items()
+    ]
+    costs = [chips.cost_of(traced.jaxpr) for traced in passes]
+    # The TPU compiler gathers most weights before it begins a pass (but not inside a sampler's loop).
+    usages = [leaves.usage(traced, results=leaves.shards, share=_share(mesh), ahead=True) for traced in passes]
     state = abstract_state(stage, direction(config.optimizer), mesh)
     stored = sum(_shard_bytes(leaf, leaves.size_of) for leaf in jax.tree.leaves(state))
     given = sum(_bytes(leaf, leaves.size_of) for leaf in jax.tree.leaves(batches)) * parts
     gradients = sum(leaves.shards)
+    # Gradients of the other kind, and the sum over the parts, lie beside those of the kind that is passed.
+    beside = (len(passes) > 1) + (parts > 1)
     return Estimate(
         arguments=stored + given,
-        # The sum over the parts lies beside each part's gradients.
-        temporaries=TEMPORARIES * usage.peak + (gradients if parts > 1 else 0.0),
-        cost=chips.cost_of(traced.jaxpr).times(parts * _share(mesh) / mesh.shape["tensor"]),
+        temporaries=max(usage.peak for usage in usages) + gradients * beside,
+        cost=sum(costs, Cost()).times(parts * _share(mesh) / mesh.shape["tensor"]),
         # The update reads and writes the state once and reads the gradients.
-        moved=usage.moved * parts + 2 * stored + gradients * (1 + 2 * (parts > 1)),
-        collectives=leaves.collectives(parts, backward=True, remat=config.stage.network.remat),
+        moved=sum(usage.moved for usage in usages) * parts + 2 * stored + gradients * (1 + 2 * beside),
+        collectives=leaves.collectives(len(passes) * parts, backward=True, remat=config.stage.network.remat),
         waiting=AHEAD * given,
     )
+
+
+def _gradients(stage: Stage, config: TrainConfig):
+    """The gradients of one kind of examples, as a part of the step has them."""
+
+    def gradients(params, batches, key):
+        own = functools.partial(OWN_LOSS.loss, stage)
+        return jax.grad(lambda p: batch_loss(own, p, {}, batches, key, config.step)[0])(params)
+
+    return gradients
 
 
 def estimate_sample(config: TrainConfig, mesh: AbstractMesh, videos: int, *, tiles: bool) -> Estimate:
@@ -92,7 +103,7 @@ def estimate_sample(config: TrainConfig, mesh: AbstractMesh, videos: int, *, til
     given = sum(_bytes(leaf, leaves.size_of) for leaf in conditions.values()) * _share(mesh)
     return Estimate(
         arguments=sum(leaves.shards) + given,
-        temporaries=TEMPORARIES * usage.peak,
+        temporaries=usage.peak,
         cost=chips.cost_of(traced.jaxpr).times(_share(mesh) / mesh.shape["tensor"]),
         moved=usage.moved,
         collectives=leaves.collectives(1, backward=False, remat=False),
@@ -133,31 +144,38 @@ class _Leaves:
         self.shapes = [s.shard_shape(leaf.shape) for s, leaf in zip(shardings, self.leaves, strict=True)]
         self.shards = [self.size_of(shape, 4) for shape in self.shapes]
 
-    def usage(self, traced, *, results, share: float) -> memory_model.Usage:
+    def usage(self, traced, *, results, share: float, ahead: bool = False) -> memory_model.Usage:
+        """What a program uses, its temporaries scaled to the compiler's (but for weights and gradients)."""
         # A sharded weight is whole, in the type that it is computed in, while it is read.
         gathered = [
-            0.0 if shape == leaf.shape else self.size_of(leaf.shape, self.itemsize)
+            0.0 if shape == leaf.shape else self.size_of(leaf.shape, self.itemsize) / TEMPORARIES
             for shape, leaf in zip(self.shapes, self.leaves, strict=True)
         ]
         rest = len(traced.jaxpr.invars) - len(self.leaves)
         given = traced.jaxpr.invars[len(self.leaves) :]
-        return memory_model.usage_of(
+        usage = memory_model.usage_of(
             traced,
             weights=[True] * len(self.leaves) + [False] * rest,
             whole=[self.size_of(leaf.shape, 4) for leaf in self.leaves]
             + [self.size_of(var.aval.shape, getattr(var.aval.dtype, "itemsize", 4)) * share for var in given],
             gathered=gathered + [0.0] * rest,
-            results=results,
+            results=[None if size is None else size / TEMPORARIES for size in results],
             share=share,
             size_of=self.size_of,
+            ahead=ahead,
         )
+        return dataclasses.replace(usage, peak=TEMPORARIES * usage.peak)
 
-    def collectives(self, parts: int, *, backward: bool, remat: bool) -> dict[str, float]:
-        """Bytes received in a step: weights gathered for each pass, gradients summed; halos are not estimated."""
+    def collectives(self, passes: int, *, backward: bool, remat: bool) -> dict[str, float]:
+        """Bytes received in a step of so many passes; halos are not estimated.
+
+        Weights are gathered in each pass, and again where the way back computes blocks anew; gradients are summed over
+        fsdp in each pass.
+        """
         split = [leaf.size for shape, leaf in zip(self.shapes, self.leaves, strict=True) if shape != leaf.shape]
-        found = {"all-gather": sum(split) * self.itemsize * (1 + backward + remat) * parts}
+        found = {"all-gather": sum(split) * self.itemsize * (1 + remat) * passes}
         if backward:
-            found["reduce-scatter"] = sum(split) * self.itemsize * parts
+            found["reduce-scatter"] = sum(split) * self.itemsize * passes
             # Over data once, whatever the parts.
             found["all-reduce"] = 2 * sum(self.shards) if self.mesh.shape["data"] > 1 else 0.0
         return {kind: float(size) for kind, size in found.items() if size}

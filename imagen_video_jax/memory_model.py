@@ -92,6 +92,7 @@ def usage_of(
     results: Sequence[float | None],
     share: float = 1.0,
     size_of: Callable[[tuple[int, ...], int], float] = padded_bytes,
+    ahead: bool = False,
 ) -> Usage:
     """What a run of a program needs and moves on one chip.
 
@@ -102,9 +103,10 @@ def usage_of(
       gathered: for each argument the bytes that lie beside it while it is read (0: it lies there whole).
       results: bytes of each result, where they are known otherwise (a sharded gradient).
       share: part of every activation that a chip holds.
+      ahead: what is gathered lies there from the beginning until it is first read.
     """
     arguments = [_Value(size, weight=weight) for size, weight in zip(whole, weights, strict=True)]
-    walk = _Walk(share, size_of, dict(zip(arguments, gathered, strict=True)))
+    walk = _Walk(share, size_of, dict(zip(arguments, gathered, strict=True)), ahead)
     outputs = walk.run(closed.jaxpr, arguments)
     resized = set()
     for output, size in zip(outputs, results, strict=True):
@@ -119,14 +121,14 @@ def usage_of(
 class _Walk:
     """Equations -> steps in order. `gathered`: arguments, and the bytes that lie beside each while it is read."""
 
-    def __init__(self, share: float, size_of, gathered: dict[_Value, float]):
+    def __init__(self, share: float, size_of, gathered: dict[_Value, float], ahead: bool = False):
         self.steps: list[_Step] = []
         self.moved = 0.0
-        self.share, self.size_of, self.gathered = share, size_of, gathered
+        self.share, self.size_of, self.gathered, self.ahead = share, size_of, gathered, ahead
 
     @property
     def peak(self) -> float:
-        return _sweep(self.steps, self.gathered)
+        return _sweep(self.steps, self.gathered, self.ahead)
 
     def run(self, jaxpr: core.Jaxpr, arguments: list[_Value]) -> list[_Value]:
         values: dict = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -197,17 +199,19 @@ def _total(values) -> float:
     return sum(value.size for value in values)
 
 
-def _sweep(steps: list[_Step], arguments: dict[_Value, float]) -> float:
+def _sweep(steps: list[_Step], arguments: dict[_Value, float], ahead: bool) -> float:
     """The largest sum of living bytes; `arguments` live elsewhere and count what reading them takes."""
-    living, peak, ending = 0.0, 0.0, {}
+    waiting = {value for step in steps for value in step.reads if value in arguments} if ahead else set()
+    living, peak, ending = sum(arguments[value] for value in waiting), 0.0, {}
     for number, step in enumerate(steps):
         read = set(step.reads)
-        passing = step.passing + sum(arguments.get(value, 0.0) for value in read)
+        passing = step.passing + sum(arguments.get(value, 0.0) for value in read - waiting)
         written = _total(step.writes)
         dying = _total(value for value in read if value.last == number and value not in arguments)
         reused = min(dying, written) if step.in_place else 0.0
         peak = max(peak, living + written + passing - reused)
-        living += written
+        living += written - sum(arguments[value] for value in read & waiting)
+        waiting -= read
         for value in step.writes:
             ending[value.last] = ending.get(value.last, 0.0) + value.size
         living -= ending.pop(number, 0.0)

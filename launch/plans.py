@@ -32,7 +32,11 @@ SMALL_BATCH = ("--config.batch_size=256", "--config.image_batch_size=256")
 # fitted to the first eight; the rest were compiled later.
 FITTED = 8
 # Those that showed what the model lacked.
-RULES = tuple((f"experiments/{STAGES[index]}.py:paper", "v5p:4x4x4", "--mode", "sample") for index in (0, 1, 2, 6))
+RULES = tuple(
+    (f"experiments/{STAGES[index]}.py:paper", "v5p:4x4x4", "--mode", mode)
+    for mode, indices in {"sample": (0, 1, 2, 6), "train": (1, 2)}.items()
+    for index in indices
+)
 HALF = (  # the miniature's base as it was when its cells were compiled, at half the resolution
     "--config.stage.network.patch=2", "--config.stage.network.channels=(48,96)", "--config.stage.network.blocks=(1,1)",
     "--config.stage.network.spatial_attention=(False,True)", "--config.stage.network.text_attention=(True,True)",
@@ -174,8 +178,9 @@ def write_table() -> None:
         "",
         "Peaks are the compiler's own count of what lives at once, on and beside the chip's memory. The estimate's one "
         "factor was fitted to the first eight rows. Rows of *rules* showed what the model lacked: constants take "
-        "nothing, loops gather sharded weights layer by layer, a softmax keeps its numerators beside the logits. Small "
-        "programs live in fast memory, where the compiler is generous.",
+        "nothing, a sampler's loop gathers sharded weights layer by layer, a train step gathers them before each pass, "
+        "a softmax keeps its numerators beside the logits. Small programs live in fast memory, where the "
+        "compiler is generous.",
         "",
         *check_table(found),
     ]

@@ -11,7 +11,7 @@ SQUARE = N * N * 4.0  # bytes of a float32 array
 
 
 def usage(
-    function, count: int, *, weights: int = 0, gathered: float = 0.0, result: float | None = None
+    function, count: int, *, weights: int = 0, gathered: float = 0.0, result: float | None = None, ahead: bool = False
 ) -> memory_model.Usage:
     """Of a function of `count` squares, the first `weights` of which are parameters sharded over many chips."""
     square = jax.ShapeDtypeStruct((N, N), jnp.float32)
@@ -23,6 +23,7 @@ def usage(
         gathered=[gathered * own for own in given],
         results=[result],
         size_of=memory_model.plain_bytes,
+        ahead=ahead,
     )
 
 
@@ -56,6 +57,21 @@ def test_sharded_weights_are_whole_one_after_the_other_in_a_loop_too():
     assert peak_of(once, 3, weights=2, gathered=SQUARE) == 3 * SQUARE
     # The loop's result lies beside what its body needs.
     assert peak_of(looped, 3, weights=2, gathered=SQUARE) == 4 * SQUARE
+
+
+def test_weights_that_are_gathered_ahead_lie_there_until_they_are_first_read():
+    def once(first, second, third, x):
+        return ((x @ first) @ second) @ third
+
+    assert peak_of(once, 4, weights=3, gathered=SQUARE) == 3 * SQUARE
+    # Three beside the first layer's product.
+    assert peak_of(once, 4, weights=3, gathered=SQUARE, ahead=True) == 4 * SQUARE
+
+    def again(first, second, third, x):
+        return ((once(first, second, third, x) @ third) @ second) @ first
+
+    # Later readings gather anew: one beside what one layer reads and makes.
+    assert usage(again, 4, weights=3, gathered=SQUARE, ahead=True).peak == 4 * SQUARE
 
 
 def test_a_result_that_is_constant_leaves_nothing_behind_for_the_next_program():

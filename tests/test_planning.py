@@ -82,20 +82,23 @@ def test_halving_the_examples_at_a_time_by_accumulation_needs_less_memory_and_as
     assert parts.cost.flops == pytest.approx(whole.cost.flops, rel=0.05)
 
 
-def test_weights_are_gathered_in_every_part_of_a_step_and_gradients_summed_over_data_once():
-    overrides = [
-        "--config.batch_size=32",
-        "--config.image_batch_size=16",
-        "--config.mesh.data=2",
-        "--config.mesh.fsdp=4",
-    ]
-    once, often = (
-        planning.estimate_of(request(topology="h100:8", overrides=[*overrides, f"--config.step.accumulate={parts}"]))
-        for parts in (1, 2)
+def test_weights_are_gathered_in_every_pass_of_a_step_and_gradients_summed_over_data_once():
+    def collectives(*overrides):
+        mesh = ["--config.batch_size=32", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
+        return planning.estimate_of(request(topology="h100:8", overrides=[*mesh, *overrides])).collectives
+
+    videos, both, parts, remat = (
+        collectives(*overrides)
+        for overrides in (
+            ["--config.image_batch_size=0"],
+            ["--config.image_batch_size=16"],
+            ["--config.image_batch_size=0", "--config.step.accumulate=2"],
+            ["--config.image_batch_size=0", "--config.stage.network.remat=True"],
+        )
     )
-    assert often.collectives["all-gather"] == 2 * once.collectives["all-gather"] > 0
-    assert often.collectives["reduce-scatter"] == 2 * once.collectives["reduce-scatter"] > 0
-    assert often.collectives["all-reduce"] == once.collectives["all-reduce"] > 0
+    assert both == parts == videos | {kind: 2 * videos[kind] for kind in ("all-gather", "reduce-scatter")}
+    assert remat == videos | {"all-gather": 2 * videos["all-gather"]}
+    assert min(videos.values()) > 0
 
 
 def test_what_does_not_fit_is_told_what_is_missing_and_what_would_fit(capsys, monkeypatch):

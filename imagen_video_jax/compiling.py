@@ -53,9 +53,9 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-    """The compiler gave up: bytes it would have needed, and its own words."""
+    """The compiler gave up: bytes it would have needed (None where it does not say), and its own words."""
 
-    needed: float
+    needed: float | None
     message: str
 
 
@@ -116,11 +116,10 @@ def compile_program(program: Program) -> Compiled | TooLarge:
         with _without_flags():
             compiled = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
-        message = " ".join(str(error).split())
-        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-        if "RESOURCE_EXHAUSTED" not in message or not used:
+        found = too_large(str(error), program.argument_bytes)
+        if found is None:
             raise
-        return TooLarge(float(used[1]) * 1024 ** " KMGT".index(used[2] or " "), message[:400])
+        return found
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     collectives, gathers = read_collectives(text)
     return Compiled(
@@ -135,6 +134,18 @@ def compile_program(program: Program) -> Compiled | TooLarge:
         gathers=gathers,
         seconds=time.monotonic() - began,
     )
+
+
+def too_large(text: str, arguments: int) -> TooLarge | None:
+    """What an error of the TPU compiler says of a program with so many bytes of arguments; None: something else."""
+    message = " ".join(text.split())
+    if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
+        return None
+    size = r"([\d.]+)([KMGT]?)"
+    for pattern, beside in ((rf"[Uu]sed {size} of {size} hbm", 0), (rf"HLO temporaries \({size}\)", arguments)):
+        if found := re.search(pattern, message):
+            return TooLarge(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") + beside, message[:400])
+    return TooLarge(None, message[:400])
 
 
 def _compile(lowered):

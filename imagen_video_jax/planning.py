@@ -51,22 +51,23 @@ def plan(request: Request, *, quick: bool) -> dict:
     if isinstance(found, TooLarge):
         notes.append(f"the compiler gave up: {found.message}")
     chip = request.topology.chip
-    memory = _memory(found)
+    memory = _memory(found, estimate)
     missing = max(memory.get("allocated", memory["peak"]) + estimate.waiting - chip.memory, 0.0)
+    fits = missing == 0.0 and not isinstance(found, TooLarge)
     return {
         "topology": str(request.topology),
         "chips": request.topology.chips,
         "mode": request.mode,
         "source": "quick" if quick else "compiled",
         "parameters": parameter_count(stage_of(request.config.stage).network.abstract),
-        "fits": missing == 0.0,
+        "fits": fits,
         "missing_bytes_per_chip": missing,
         "bytes_per_chip": memory | {"waiting_batches": estimate.waiting, "memory": chip.memory},
-        "quick_bytes_per_chip": _memory(estimate),
+        "quick_bytes_per_chip": _memory(estimate, estimate),
         **_work(request, found, estimate),
         "mesh": dict(zip(MESH_AXES, sizes_of(request))),
         **_batch(request),
-        "suggestions": suggest(request, fits=missing == 0.0),
+        "suggestions": suggest(request, fits=fits),
         "notes": notes,
     }
 
@@ -180,9 +181,9 @@ def _compile(request: Request) -> Compiled | TooLarge:
     return compile_program(sample_program(request.config, mesh, request.videos))
 
 
-def _memory(found: Estimate | Compiled | TooLarge) -> dict[str, float]:
+def _memory(found: Estimate | Compiled | TooLarge, estimate: Estimate) -> dict[str, float]:
     if isinstance(found, TooLarge):
-        return {"peak": found.needed}
+        return {"peak": estimate.peak if found.needed is None else found.needed}
     allocated = {"allocated": found.allocated} if isinstance(found, Compiled) else {}
     return {"arguments": found.arguments, "temporaries": found.temporaries, **allocated, "peak": found.peak}
 

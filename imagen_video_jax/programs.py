@@ -4,6 +4,7 @@ Nothing is computed and no weights exist; a mesh may be one of devices that are 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -31,6 +32,14 @@ class Program:
 
     def lower(self):
         return jax.jit(self.function, donate_argnums=self.donated).lower(*self.arguments)
+
+    @property
+    def argument_bytes(self) -> int:
+        """Bytes of the arguments on one device, without padding."""
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(self.arguments)
+        )
 
 
 def train_program(config: TrainConfig, mesh: Mesh) -> Program:

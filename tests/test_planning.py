@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from imagen_video_jax import checkpoint, chips, configs, planning
+from imagen_video_jax import checkpoint, chips, compiling, configs, planning
 from imagen_video_jax.cli import main
 from imagen_video_jax.errors import WRONG_REQUEST, UserError
 from imagen_video_jax.stages.stage import Stage
@@ -142,6 +142,33 @@ def test_without_the_tpu_compiler_the_extra_and_the_quick_way_are_named(capsys, 
     error = capsys.readouterr().err
     assert "imagen_video_jax[plan]" in error
     assert "--quick" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "gib"),
+    [
+        ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.", 21.5),
+        (
+            "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(16.00G) exceeds available HBM (15.75G). HLO module: jit_traced.",
+            16.0 + 5.0,
+        ),
+        ("Ran out of memory on HBM in words that are not known yet.", None),
+    ],
+)
+def test_what_the_compiler_gives_up_on_does_not_fit(words, gib, capsys, monkeypatch):
+    found = compiling.too_large(f"RESOURCE_EXHAUSTED: {words}", arguments=5 << 30)
+    assert found == compiling.TooLarge(None if gib is None else gib * 2**30, f"RESOURCE_EXHAUSTED: {words}")
+    monkeypatch.setattr(planning, "_compile", lambda request: found)
+    report = plan(capsys, "--config", f"{BASE}:tiny", "--topology", "v5e:2x2")
+    assert report["fits"] is False
+    assert report["bytes_per_chip"]["peak"] == (report["quick_bytes_per_chip"]["peak"] if gib is None else found.needed)
+    assert words in report["notes"][-1]
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_too_little_memory():
+    assert compiling.too_large("RESOURCE_EXHAUSTED: no thread could be started", arguments=0) is None
+    assert compiling.too_large("INTERNAL: Mosaic failed, hbm", arguments=0) is None
 
 
 def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(capsys):

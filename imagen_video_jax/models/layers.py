@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from imagen_video_jax import partitioning
@@ -184,6 +185,7 @@ def depth_to_space(x_BTHWC: jax.Array, factor: int) -> jax.Array:
 def sinusoid(x: jax.Array, width: int, *, longest: float = 1e4) -> jax.Array:
     """[..., width] sines and cosines of x at geometrically spaced periods from 2 pi to 2 pi * longest."""
     half = width // 2
-    frequencies = jnp.exp(-math.log(longest) * jnp.arange(half) / max(half - 1, 1))
+    # On the host: their rounding is not left to how a program is compiled, and angles go up to thousands.
+    frequencies = np.exp(-math.log(longest) * np.arange(half) / max(half - 1, 1)).astype(np.float32)
     angles = x[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

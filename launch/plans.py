@@ -180,10 +180,10 @@ def write_table() -> None:
         "## Estimate against compiler",
         "",
         "Peaks are the compiler's own count of what lives at once, on and beside the chip's memory. The estimate's one "
-        "factor was fitted to the first eight rows. Rows of *rules* showed what the model lacked: constants take "
-        "nothing, a sampler's loop gathers sharded weights layer by layer, a train step gathers them before each pass, "
-        "a softmax keeps its numerators beside the logits. Small programs live in fast memory, where the "
-        "compiler is generous.",
+        "factor was fitted to the first eight rows, of an older step. Rows of *rules* showed what the model lacked: "
+        "constants take nothing, a sampler's loop gathers sharded weights layer by layer, a train step gathers them "
+        "before each pass, a softmax keeps its numerators beside the logits. Small programs live in fast memory, where "
+        "the compiler is generous.",
         "",
         *check_table(found),
     ]

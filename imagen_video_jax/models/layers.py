@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from imagen_video_jax import partitioning
-from imagen_video_jax.models import kernel_gradient
+from imagen_video_jax.models import convolution
 from imagen_video_jax.partitioning import constrain, over_shards, whole
 
 
@@ -157,7 +157,7 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def _convolve_frames(x_BTHWC, kernel, stride: int, padding):
     B, T, H, W, C = x_BTHWC.shape
     x = x_BTHWC.reshape(B * T, H, W, C)
-    y = kernel_gradient.convolve(x, kernel, stride, padding)
+    y = convolution.convolve(x, kernel, stride, padding)
     return y.reshape(B, T, *y.shape[1:])
 
 

@@ -62,6 +62,9 @@ def attend(q_BQNK, k_BSNK, v_BSNK, *, mask_BS=None, kernel: str = "xla"):
         heads = ("batch", None, "heads", None)
         # By hand: the partitioner's own rule for this kernel does not hold inside of `summed_over_data`.
         return on_each_shard(_cudnn, (q_BQNK, k_BSNK, v_BSNK, valid_B), (heads, heads, heads, heads[:1]))
+    if device_kind() != "cpu":  # accelerators move axes for themselves
+        mask = None if mask_BS is None else mask_BS[:, None, None, :]
+        return jax.nn.dot_product_attention(q_BQNK, k_BSNK, v_BSNK, mask=mask)
     bias = None if mask_BS is None else jnp.where(mask_BS, 0, jnp.finfo(jnp.float32).min)[:, None, None, :]
     return by_products(*(a.swapaxes(1, 2) for a in (q_BQNK, k_BSNK, v_BSNK)), bias).swapaxes(1, 2)
 

@@ -19,13 +19,15 @@ import jax.numpy as jnp
 
 from imagen_video_jax.partitioning import sharded
 
-SHARED_OUT = 128  # output channels from which two threads are busy with images apart
+# Channels that make images go side by side: from the first on the copies pay, from the second on two threads are busy
+# with images apart. A network's first convolution is below, so that nobody counts a gradient of its images.
+NARROW = (32, 128)
 
 
 def convolve(x_NHWC: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
     """Convolution of images with kernel (kh, kw, in, out); padding as ((before, after) of H, of W)."""
     keeps_width = sum(padding[1]) == kernel.shape[1] - 1
-    if stride == 1 and keeps_width and min(kernel.shape[2:]) < SHARED_OUT:
+    if stride == 1 and keeps_width and _narrow(min(kernel.shape[2:])):
         return _convolve(x_NHWC, kernel, padding)
     return _apart(x_NHWC, kernel, stride, padding)
 
@@ -48,15 +50,19 @@ def _on_cpu(on_cpu, otherwise, *inputs):
     return jax.lax.platform_dependent(*inputs, cpu=on_cpu, default=otherwise)
 
 
-def _narrow(images: int, outputs: int) -> bool:
+def _narrow(channels: int) -> bool:
+    return NARROW[0] <= channels < NARROW[1]
+
+
+def _moves(images: int, outputs: int) -> bool:
     # Images of several devices stay where they are.
-    return images > 1 and outputs < SHARED_OUT and not sharded("batch")
+    return images > 1 and _narrow(outputs) and not sharded("batch")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x_NHWC, kernel, padding):
     apart = functools.partial(_apart, stride=1, padding=padding)
-    if not _narrow(x_NHWC.shape[0], kernel.shape[-1]):
+    if not _moves(x_NHWC.shape[0], kernel.shape[-1]):
         return apart(x_NHWC, kernel)
     return _on_cpu(functools.partial(_side_by_side, padding=padding), apart, x_NHWC, kernel)
 
@@ -77,7 +83,7 @@ def _backward(padding, saved, gradient_NHWC):
         around = [(k - 1 - before, k - 1 - after) for k, (before, after) in zip(kernel.shape[:2], padding, strict=True)]
         return _side_by_side(gradient_NHWC, kernel[::-1, ::-1].swapaxes(2, 3), padding=around)
 
-    if not _narrow(x_NHWC.shape[0], kernel.shape[2]):
+    if not _moves(x_NHWC.shape[0], kernel.shape[2]):
         return of_images(gradient_NHWC, kernel), *of_kernel(gradient_NHWC)
     return _on_cpu(side_by_side, of_images, gradient_NHWC, kernel), *of_kernel(gradient_NHWC)
 

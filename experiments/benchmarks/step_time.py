@@ -66,7 +66,7 @@ def report(config: TrainConfig, peak: float, arguments) -> None:
     seconds = fastest(jax.jit(step), inputs, arguments.seconds)
     operations = collect(jax.make_jaxpr(step)(*inputs).jaxpr)
     alone = {operation: fastest(operation.function(), operation.inputs(), 0.3) for operation in operations}
-    total = sum(operation.flops * count for operation, count in operations.items())
+    total = chips.count(step, *inputs).flops  # not of the operations: side by side, images have zeros between them
     alone_rate = total / sum(alone[operation] * count for operation, count in operations.items())
     call_seconds, call_flops = denoiser_call(stage, state.params, arguments.seconds)
     rate = total / seconds
@@ -145,9 +145,18 @@ def collect(jaxpr, turns: float = 1.0) -> Counter:
             shapes = tuple((variable.aval.shape, variable.aval.dtype) for variable in equation.invars)
             found[Operation(equation.primitive, shapes, tuple(sorted(equation.params.items())))] += turns
         inner = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for program in chips.inner_jaxprs(equation):
+        for program in programs_here(equation):
             found.update(collect(program, turns * inner))
     return found
+
+
+def programs_here(equation) -> list:
+    """The programs that an equation runs on this machine: of those for several platforms, its own."""
+    platforms = equation.params.get("branches_platforms")
+    if not platforms:
+        return chips.inner_jaxprs(equation)
+    own = [index for index, names in enumerate(platforms) if names and jax.default_backend() in names]
+    return [equation.params["branches"][own[0] if own else platforms.index(None)].jaxpr]
 
 
 def fastest(function, inputs, seconds: float) -> float:

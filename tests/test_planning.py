@@ -181,8 +181,8 @@ def test_a_real_compile_for_four_tpu_chips_says_what_the_quick_plan_estimates(ca
     assert quick["peak"] == pytest.approx(compiled["peak"], rel=0.25)
     # The compiler also counts element-wise work.
     assert report["flops_per_chip"]["jaxpr"] == pytest.approx(report["flops_per_chip"]["compiler"], rel=0.2)
-    # Gradients are summed over the four chips once, those of tables of frame positions and distances perhaps at the size
-    # of what occurs; and 19 further numbers (152 bytes as a ring sends them), such as losses.
+    # Gradients are summed over the four chips once, those of tables of frame positions perhaps at the size of what
+    # occurs; and 19 further numbers (152 bytes as a ring sends them), such as losses.
     flat = checkpoint.flatten(Stage(tiny("base_16f_24x40")).network.abstract)
     positions = sum(
         leaf.size for name, leaf in flat.items() if name.startswith("frame_position") or ".temporal.bias" in name

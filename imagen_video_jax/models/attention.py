@@ -132,6 +132,15 @@ def _splash_text(q_BTHWNK, k_BLNK, v_BLNK, mask_BL):
     return splash(q_BTHWNK.reshape(B, -1, N, K), k_BLNK, v_BLNK, mask_BL).reshape(q_BTHWNK.shape)
 
 
+def attend_frames(q_MTNK, k_MTNK, v_MTNK, bias_NTT):
+    """Attention over T frames at each pixel (M: any axes before), MTNK."""
+    if device_kind() == "cpu":
+        return by_products(*(a.swapaxes(-3, -2) for a in (q_MTNK, k_MTNK, v_MTNK)), bias_NTT).swapaxes(-3, -2)
+    logits_MNTT = jnp.einsum("...tnk,...snk->...nts", q_MTNK, k_MTNK).astype(jnp.float32) * q_MTNK.shape[-1] ** -0.5
+    weights_MNTT = jax.nn.softmax(logits_MNTT + bias_NTT, axis=-1).astype(v_MTNK.dtype)
+    return jnp.einsum("...nts,...snk->...tnk", weights_MNTT, v_MTNK)
+
+
 class SpatialAttention(nnx.Module):
     """Self-attention over the pixels of each frame and/or cross-attention to text tokens, as a residual.
 
@@ -193,13 +202,13 @@ class TemporalAttention(nnx.Module):
     def __call__(self, x_BTHWC):
         B, T, H, W, C = x_BTHWC.shape
         N = self.heads
-        qkv = self.query_key_value(self.norm(x_BTHWC)).reshape(B, T, H, W, N, 3 * C // N)
-        q, k, v = jnp.split(qkv.transpose(0, 2, 3, 4, 1, 5), 3, axis=-1)
+        qkv = self.query_key_value(self.norm(x_BTHWC)).transpose(0, 2, 3, 1, 4)
+        q, k, v = jnp.split(qkv.reshape(B, H, W, T, N, 3 * C // N), 3, axis=-1)
         distance_TT = jnp.arange(T)[None, :] - jnp.arange(T)[:, None]
         distance_TT = jnp.clip(distance_TT, -self.max_distance, self.max_distance) + self.max_distance
         bias_NTT = self.bias[...][:, distance_TT]
-        y = by_products(q, k, v, bias_NTT)
-        return x_BTHWC + self.out(y.transpose(0, 4, 1, 2, 3, 5).reshape(B, T, H, W, C))
+        y = attend_frames(q, k, v, bias_NTT)
+        return x_BTHWC + self.out(y.reshape(B, H, W, T, C).transpose(0, 3, 1, 2, 4))
 
 
 def _looking_around(heads: int, max_distance: int):

@@ -3,8 +3,9 @@
 Softmax in float32. Text enters spatial attention as in Imagen: its tokens are concatenated to the keys and values.
 Temporal attention knows the order of frames through a learned bias per head and signed distance.
 
-The kernel is chosen here and nowhere else: XLA's products, cuDNN's fused attention on NVIDIA GPUs, or the Pallas kernel
-"splash" on TPUs, which the partitioner cannot divide: every device calls it on its own shard.
+The kernel is chosen here and nowhere else: XLA's products (on a CPU with heads in front), cuDNN's fused attention on
+NVIDIA GPUs, or the Pallas kernel "splash" on TPUs, which the partitioner cannot divide: every device calls it on its
+own shard.
 """
 
 import jax

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from imagen_video_jax import chips, functional, partitioning
-from imagen_video_jax.models.layers import GroupNorm, spatial_convolution, temporal_convolution
+from imagen_video_jax.models.layers import GroupNorm, multiply, spatial_convolution, temporal_convolution
 from imagen_video_jax.partitioning import MeshShape
 
 WEIGHTS_SHARDED = MeshShape(data=1, fsdp=2, frames=2, height=2)
@@ -64,6 +64,24 @@ def test_flops_are_those_of_the_whole_video_on_any_mesh():
     for shape in (WEIGHTS_SHARDED, MeshShape(data=1, tensor=2, frames=2, height=2)):
         cost = chips.count(program(temporal_convolution, partitioning.make_mesh(shape)), x, kernel)
         assert cost.flops == pytest.approx(3 * 2 * 2 * 8 * 8 * 6 * 16 * 16 * 3, rel=0.2)
+
+
+@pytest.mark.parametrize(("kind", "summed"), [("cpu", 1), ("TPU v5p", 4)])
+def test_a_product_over_channels_has_the_gradients_of_the_sum_it_is(kind, summed):
+    rng = np.random.default_rng(0)
+    x, kernel, g = (rng.normal(size=size) for size in ((2, 3, 4, 5, 16), (16, 8), (2, 3, 4, 5, 8)))
+    with partitioning.for_device(kind):
+
+        def gradients(x, kernel, g):
+            return jax.vjp(multiply, x, kernel)[1](g)
+
+        y = multiply(*map(jnp.float32, (x, kernel)))
+        of_x, of_kernel = gradients(*map(jnp.float32, (x, kernel, g)))
+        products = [e for e in jax.make_jaxpr(gradients)(x, kernel, g).eqns if e.primitive.name == "dot_general"]
+    np.testing.assert_allclose(y, np.einsum("bthwi,io->bthwo", x, kernel), atol=1e-5)
+    np.testing.assert_allclose(of_x, np.einsum("bthwo,io->bthwi", g, kernel), atol=1e-5)
+    np.testing.assert_allclose(of_kernel, np.einsum("bthwi,bthwo->io", x, g), atol=1e-4)
+    assert max(len(e.params["dimension_numbers"][0][0]) for e in products) == summed  # axes, in the kernel's gradient
 
 
 def test_a_normalisation_in_half_precision_is_exact_where_the_mean_is_large():

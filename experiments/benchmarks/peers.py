@@ -17,6 +17,7 @@ nothing take their place.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -80,6 +81,7 @@ def ours(video: np.ndarray, text: np.ndarray):
     import jax.numpy as jnp
 
     from imagen_video_jax import functional
+    from imagen_video_jax.models.layers import KEEPING
     from imagen_video_jax.models.video_unet import VideoUNet, VideoUNetConfig
     from imagen_video_jax.training.optimizer import OptimizerConfig, direction
 
@@ -105,7 +107,7 @@ def ours(video: np.ndarray, text: np.ndarray):
     z = jnp.asarray(video)
     forward = jax.jit(lambda params, z: network.apply(params, z, **conditions))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=KEEPING)  # as `training.loop` does on a CPU
     def step(params, state, z):
         loss = lambda params: jnp.mean((network.apply(params, z, **conditions) - z[:, ::-1]) ** 2)  # noqa: E731
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)

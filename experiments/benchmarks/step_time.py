@@ -29,6 +29,7 @@ from experiments import defaults, scales
 from imagen_video_jax import chips, configs
 from imagen_video_jax.batch import Batch
 from imagen_video_jax.commands.process import in_one_line
+from imagen_video_jax.models.layers import KEEPING
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.stages.stage_config import StageConfig
 from imagen_video_jax.training.optimizer import direction
@@ -63,7 +64,8 @@ def report(config: TrainConfig, peak: float, arguments) -> None:
     batches["image"] = random_batch(config.stage, config.image_batch_size, 1)
     step = make_train_step(stage, config.optimizer, config.step)
     inputs = (state, batches, jax.random.key(0), jnp.float32(0))
-    seconds = fastest(jax.jit(step), inputs, arguments.seconds)
+    options = KEEPING if jax.default_backend() == "cpu" else None  # as `training.loop`
+    seconds = fastest(jax.jit(step, compiler_options=options), inputs, arguments.seconds)
     operations = collect(jax.make_jaxpr(step)(*inputs).jaxpr)
     alone = {operation: fastest(operation.function(), operation.inputs(), 0.3) for operation in operations}
     total = chips.count(step, *inputs).flops  # not of the operations: side by side, images have zeros between them

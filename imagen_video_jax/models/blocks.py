@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from imagen_video_jax.models.attention import SpatialAttention, TemporalAttention
-from imagen_video_jax.models.layers import GroupNorm, Linear, SpatialConv, TemporalConv
+from imagen_video_jax.models.layers import GroupNorm, Linear, SpatialConv, TemporalConv, kept
+from imagen_video_jax.partitioning import device_kind
 
 TEMPORAL_MIXING = ("attention", "convolution", "none")
 
@@ -34,6 +35,19 @@ class BlockConfig:
     temporal: str
 
 
+def halves(x):
+    """The two halves of x along its last axis.
+
+    On a CPU both are sums over a pair of which one is zero, and so arrays of their own: a loop over pixels that reads
+    two slices of one array is left without vector instructions by XLA (a core took 5.3 ms instead of 0.8 to scale,
+    shift and swish 16 frames of 24x40x64, and 17 instead of 2 for the gradients).
+    """
+    if device_kind() != "cpu":
+        return jnp.split(x, 2, axis=-1)
+    pairs = x.reshape(*x.shape[:-1], 2, -1)
+    return [jnp.where(jnp.arange(2)[:, None] == half, pairs, 0).sum(axis=-2) for half in (0, 1)]
+
+
 class ResidualBlock(nnx.Module):
     """GroupNorm, swish, conv 3x3, GroupNorm scaled and shifted by the conditioning, swish, conv 3x3; plus x."""
 
@@ -47,7 +61,7 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x_BTHWC, embedding_BTE):
         h = self.conv1(jax.nn.silu(self.norm1(x_BTHWC)))
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(embedding_BTE))[:, :, None, None], 2, axis=-1)
+        scale, shift = halves(self.modulation(jax.nn.silu(embedding_BTE))[:, :, None, None])
         h = self.conv2(jax.nn.silu(self.norm2(h) * (1 + scale) + shift))
         return h + (x_BTHWC if self.shortcut is None else self.shortcut(x_BTHWC))
 
@@ -94,10 +108,10 @@ class SpaceTimeBlock(nnx.Module):
             self.temporal = None
 
     def __call__(self, x_BTHWC, embedding_BTE, text_BLD, text_mask_BL):
-        x = self.residual(x_BTHWC, embedding_BTE)
+        x = kept(self.residual(x_BTHWC, embedding_BTE))
         if self.attention is not None:
-            x = self.attention(x, text_BLD, text_mask_BL)
-        return x if self.temporal is None else self.temporal(x)
+            x = kept(self.attention(x, text_BLD, text_mask_BL))
+        return x if self.temporal is None else kept(self.temporal(x))
 
 
 class Downsample(nnx.Module):

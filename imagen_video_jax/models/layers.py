@@ -27,6 +27,20 @@ def truncated_normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, scale:
     return jax.random.truncated_normal(key, -2, 2, shape) * math.sqrt(scale / fan_in) / 0.87962566
 
 
+# XLA's CPU compiler takes `kept` out before it decides what to fuse, unless a program is compiled with this.
+KEEPING = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """x; on a CPU, in programs compiled with KEEPING, it and its gradient are computed once and written to memory.
+
+    Left alone, XLA's CPU compiler computes sums again in every loop that reads them, and the gradient of a residual
+    stream is a sum over all blocks behind. A train step of 20M parameters took 2.14 s of a core instead of 2.33 with
+    it. Accelerators fuse better.
+    """
+    return jax.lax.optimization_barrier(x) if device_kind() == "cpu" else x
+
+
 def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x kernel over the last axis of x.
 
@@ -108,7 +122,7 @@ class SpatialConv(nnx.Module):
 
     def __call__(self, x_BTHWC):
         kernel = whole(self.kernel[...].astype(x_BTHWC.dtype), (None, None, "conv_in", "conv_out"))
-        return spatial_convolution(x_BTHWC, kernel, self.stride) + self.bias[...].astype(x_BTHWC.dtype)
+        return kept(spatial_convolution(x_BTHWC, kernel, self.stride)) + self.bias[...].astype(x_BTHWC.dtype)
 
 
 class TemporalConv(nnx.Module):

@@ -22,6 +22,7 @@ import numpy as np
 from imagen_video_jax import distributed, partitioning, storage
 from imagen_video_jax.data.loading import Decoded
 from imagen_video_jax.errors import DIVERGED, UserError
+from imagen_video_jax.models.layers import KEEPING
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.ahead import Ahead
 from imagen_video_jax.training.goodput import Ledger
@@ -248,7 +249,8 @@ class _Run:
         # Shardings that the partitioner is free to choose would differ after the first step: a second compilation.
         kept = shardings_of(abstract_state(self.stage, direction(self.config.optimizer), self.mesh))
         kept = dataclasses.replace(kept, frozen=shardings_of(state.frozen))
-        return jax.jit(traced, donate_argnums=0, out_shardings=(kept, None, None))
+        options = KEEPING if self.mesh.devices.flat[0].platform == "cpu" else None
+        return jax.jit(traced, donate_argnums=0, out_shardings=(kept, None, None), compiler_options=options)
 
     def _progress(self, step: int, seconds: float) -> float:
         shares = [step / self.config.steps]

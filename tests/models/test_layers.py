@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from imagen_video_jax import chips, functional, partitioning
-from imagen_video_jax.models.layers import GroupNorm, multiply, spatial_convolution, temporal_convolution
+from imagen_video_jax.models.blocks import halves
+from imagen_video_jax.models.layers import KEEPING, GroupNorm, kept, multiply, spatial_convolution, temporal_convolution
 from imagen_video_jax.partitioning import MeshShape
 
 WEIGHTS_SHARDED = MeshShape(data=1, fsdp=2, frames=2, height=2)
@@ -82,6 +83,33 @@ def test_a_product_over_channels_has_the_gradients_of_the_sum_it_is(kind, summed
     np.testing.assert_allclose(of_x, np.einsum("bthwo,io->bthwi", g, kernel), atol=1e-5)
     np.testing.assert_allclose(of_kernel, np.einsum("bthwi,bthwo->io", x, g), atol=1e-4)
     assert max(len(e.params["dimension_numbers"][0][0]) for e in products) == summed  # axes, in the kernel's gradient
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v5p"])
+def test_halves_are_those_of_a_split_with_its_gradient(kind):
+    x = np.random.default_rng(0).normal(size=(2, 3, 1, 1, 8)).astype(np.float32)
+    x[0, 0, 0, 0, 4] = np.inf  # stays in its half
+
+    def gradient(parts):
+        return jax.grad(lambda x: sum(jnp.sum(jnp.sin(n * part)) for n, part in enumerate(parts(x), 1)))(x)
+
+    def split(x):
+        return jnp.split(x, 2, axis=-1)
+
+    with partitioning.for_device(kind):
+        for ours, exact in zip(halves(x), split(x), strict=True):
+            np.testing.assert_array_equal(ours, exact)
+        np.testing.assert_array_equal(gradient(halves), gradient(split))
+
+
+@pytest.mark.parametrize(("options", "sums"), [(None, 2), (KEEPING, 1)])
+def test_what_is_kept_is_computed_once_for_all_that_read_it(options, sums):
+    def two_readers(x):
+        y = kept(x * 3 + 1)  # cheap, so that it would be computed in both
+        return jnp.sin(y), y[::-1] * 2
+
+    text = jax.jit(two_readers, compiler_options=options).lower(jnp.ones((64, 64))).compile().as_text()
+    assert text.count(" add(") == sums
 
 
 def test_a_normalisation_in_half_precision_is_exact_where_the_mean_is_large():

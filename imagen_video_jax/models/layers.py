@@ -45,7 +45,7 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x kernel over the last axis of x.
 
     On a CPU the axes before it become one: the gradient of the kernel sums over them, and where there are several XLA
-    transposes the other gradient for that, slowly (products of 3 to 5 ms took 6 to 15 with it on one Zen 4 core).
+    transposes the other gradient for that, slowly (64 channels on a Zen 4 core: 21 to 31 GFLOP/s instead of 69 to 94).
     """
     if x.ndim > 2 and device_kind() == "cpu" and foldable():
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

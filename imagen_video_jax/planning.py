@@ -239,17 +239,50 @@ def suggest(request: Request, *, fits: bool) -> dict:
     found["smallest_slice"] = None if smallest is None else str(smallest.topology)
     if smallest is not None and request.mode == "train" and smallest.config.step != request.config.step:
         found["smallest_slice_accumulate"] = smallest.config.step.accumulate
-    if fits or request.mode == "sample":
+    if fits:
         return found
-    for accumulate in _accumulations(request):
-        if _fits(changed := _with_accumulate(request, accumulate)):
-            found["accumulate"] = changed.config.step.accumulate
-            return found
+    if (changed := _rearranged(request)) is not None:
+        for field in ("fsdp", "accumulate"):
+            if _arrangement(changed)[field] != _arrangement(request)[field]:
+                found[field] = _arrangement(changed)[field]
+        return found
+    if request.mode == "sample":
+        return found
     found["batch_size"] = largest_batch(request)
     network = request.config.stage.network
     if not network.remat:
         stage = dataclasses.replace(request.config.stage, network=dataclasses.replace(network, remat=True))
         found["remat"] = _fits(dataclasses.replace(request, config=dataclasses.replace(request.config, stage=stage)))
+    return found
+
+
+def _rearranged(request: Request) -> Request | None:
+    """The same work on the same slice so that it fits: in more parts, or with weights shared by more chips."""
+    for shared in (request, *_shared_by_more(request)):
+        if not _state_fits(shared):
+            continue
+        for parts in (shared.config.step.accumulate, *_accumulations(shared)):
+            if _fits(changed := _with_accumulate(shared, parts)):
+                return changed
+    return None
+
+
+def _arrangement(request: Request) -> dict[str, int]:
+    sizes = dict(zip(MESH_AXES, sizes_of(request)))
+    return {"fsdp": sizes["fsdp"], "accumulate": request.config.step.accumulate}
+
+
+def _shared_by_more(request: Request) -> list[Request]:
+    """The request with weights shared by more chips, doubling, where the data axis takes what is left."""
+    field, shape = mesh_field(request), mesh_shape(request)
+    if shape.data != -1:
+        return []
+    sizes = dict(zip(MESH_AXES, sizes_of(request)))
+    batch, fsdp, found = sizes["data"] * sizes["fsdp"], sizes["fsdp"] * 2, []
+    while batch % fsdp == 0:  # the batch lies over both axes: it divides as before
+        changed = dataclasses.replace(request.config, **{field: dataclasses.replace(shape, fsdp=fsdp)})
+        found.append(dataclasses.replace(request, config=changed))
+        fsdp *= 2
     return found
 
 

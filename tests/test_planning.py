@@ -114,6 +114,28 @@ def test_what_does_not_fit_is_told_what_is_missing_and_what_would_fit(capsys, mo
     assert tried.peak + tried.waiting <= memory
 
 
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_weights_that_are_too_large_for_a_chip_are_to_be_shared_by_more(mode, capsys, monkeypatch):
+    wanted = ["--config.batch_size=8", "--config.image_batch_size=8", "--config.optimizer.name=adam"]
+    field = "mesh" if mode == "train" else "sample_mesh"
+    sizes = [
+        planning.estimate_of(planning.fit(request(topology="h100:8", mode=mode, overrides=[*wanted, fsdp]))[0])
+        for fsdp in (f"--config.{field}.fsdp={n}" for n in (2, 4))
+    ]
+    halved, quartered = (size.peak + size.waiting for size in sizes)
+    assert quartered < halved
+    monkeypatch.setitem(chips.CHIPS, "h100", chips.Chip("h100", 1e15, 3e12, (halved + quartered) / 2, 4e11, 1, ()))
+    report = plan(capsys, "--config", f"{BASE}:tiny", "--topology", "h100:8", "--mode", mode, "--quick", *wanted)
+    assert report["fits"] is False
+    assert report["suggestions"]["fsdp"] == 4
+    assert "accumulate" not in report["suggestions"]
+    given = plan(
+        capsys, "--config", f"{BASE}:tiny", "--topology", "h100:8", "--mode", mode, "--quick", *wanted,
+        f"--config.{field}.data=8",
+    )  # fmt: skip
+    assert given["suggestions"].get("fsdp") is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -239,15 +239,18 @@ class _Run:
         return {"sha256": self._identity()}
 
     def _identity(self) -> str:
-        """Which videos this job makes: the request, the files it names, and the weights."""
+        """Which videos this job makes: the request, the files it names, and the stages."""
         fields = dataclasses.asdict(self.request)
         for field in ("input", "first_frame", "extend"):
             if fields[field]:
                 fields[field] = storage.sha256_file(fields[field])
         for field in ("keep_stages", "weights", "vocabulary", "mesh"):
             fields.pop(field)
-        weights = [(member.checkpoint, member.sha256) for member in self.cascade.members[self.start : self.stop]]
-        return hashlib.sha256(json.dumps([fields, weights, __version__], sort_keys=True).encode()).hexdigest()
+        stages = [
+            (member.checkpoint, member.sha256, dataclasses.asdict(member.stage.config))
+            for member in self.cascade.members[self.start : self.stop]
+        ]
+        return hashlib.sha256(json.dumps([fields, stages, __version__], sort_keys=True).encode()).hexdigest()
 
     def is_done(self, out: pathlib.Path, job: _Job) -> bool:
         folders = [self._stage_folder(i) for i in range(self.start, self.stop)] if self.stage_videos else []

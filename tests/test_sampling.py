@@ -1,5 +1,6 @@
 """Sampling jobs: they go on, seeds of their own, spread over devices, frames that are given."""
 
+import dataclasses
 import json
 
 import jax
@@ -90,6 +91,17 @@ def test_a_killed_job_goes_on_with_what_is_missing_and_another_job_starts_anew(c
 
 def files_below(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+
+
+def test_a_stage_of_the_same_weights_that_samples_otherwise_is_another_job(cascade, tmp_path):
+    run(cascade, tmp_path, stop_after="1")
+    first = (tmp_path / "0000-000.mp4").read_bytes()
+    base, *rest = cascade.members
+    sampler = dataclasses.replace(base.stage.config.sampler, name="ancestral")
+    stage = Stage(dataclasses.replace(base.stage.config, sampler=sampler))
+    changed = Cascade([dataclasses.replace(base, stage=stage), *rest], encoder, mesh=make_mesh())
+    run(changed, tmp_path, stop_after="1")
+    assert (tmp_path / "0000-000.mp4").read_bytes() != first
 
 
 def test_nothing_of_another_job_is_left_in_a_jobs_folder(cascade, tmp_path):

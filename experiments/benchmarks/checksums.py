@@ -20,15 +20,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments import defaults, scales
-from experiments.benchmarks.step_time import random_batch
-from imagen_video_jax import checkpoint, configs, storage
+from experiments import scales
+from experiments.benchmarks.measuring import random_batch, training_configs
+from imagen_video_jax import checkpoint, storage
 from imagen_video_jax.commands.process import in_one_line
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.optimizer import direction
 from imagen_video_jax.training.state import SAVED, initial_state
 from imagen_video_jax.training.step import make_train_step
-from imagen_video_jax.training.train_config import TrainConfig
 
 
 def main() -> None:
@@ -38,8 +37,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="steps between two saves")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    values = defaults.training(arguments.stage, arguments.scale).to_dict()
-    config = configs.to_dataclass(TrainConfig, values, "config")
+    [config] = training_configs([arguments.stage], arguments.scale)
     stage = Stage(config.stage)
     state = jax.jit(lambda key: initial_state(stage, direction(config.optimizer), key))(jax.random.key(0))
     batches = {"video": random_batch(config.stage, config.batch_size, config.stage.train_frames)}

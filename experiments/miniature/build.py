@@ -8,10 +8,15 @@ the last --finish updates of the base, which teach it to draw, want a GPU (resid
 --finish 0.
 Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
 elsewhere into its folder in --work.
+
+Every part of it once, in minutes, into a bundle that has learnt nothing:
+
+    python -m experiments.miniature.build --work out/rehearsal --out out/rehearsed --share 0.005 --finish 50
 """
 
 import argparse
 import dataclasses
+import math
 import pathlib
 import shutil
 import sys
@@ -58,24 +63,34 @@ def main() -> None:
     parser.add_argument(
         "--finish", type=int, default=FINISH, metavar="UPDATES", help=f"of the base in the end ({FINISH}; 0: none)"
     )
+    parser.add_argument("--share", type=float, default=1.0, help="of data and other updates, to rehearse (needs --out)")
     arguments = parser.parse_args()
     if arguments.finish < 0:
         parser.error(f"--finish must be at least 0, got {arguments.finish}")
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
+    if arguments.share < 1 and arguments.out.resolve() == BUNDLE.resolve():
+        parser.error("a rehearsal (--share below 1) does not replace the miniature of the package: give --out")
     resident.check_calls(arguments.finish, resident.UPDATES)
     keep_freed_memory()
     use_compilation_cache()
     work = arguments.work.absolute()
+
+    def part(number: int) -> int:
+        return math.ceil(number * arguments.share)
+
     for split, (clips, images, seed) in DATA.items():
-        write_motion_shapes(work / "data" / split, clips=clips, images=images, seed=seed, split=split)
+        write_motion_shapes(work / "data" / split, clips=part(clips), images=part(images), seed=seed, split=split)
     base = scales.STAGES[0]
-    train_stage(base, work / "0_small_base", work / "data", steps=SMALL_STEPS, fields=grow.SMALL)
+    train_stage(base, work / "0_small_base", work / "data", steps=part(SMALL_STEPS), fields=grow.SMALL)
     workdirs: list[pathlib.Path] = []
     for number, name in enumerate(scales.STAGES, 1):
         workdirs.append(work / f"{number}_{name}")
         start = str(workdirs[STARTS[number] - 1]) if number in STARTS else ""
         objective = Objective(start=grow.grown(trained(base, work / "0_small_base"))) if name == base else OWN_LOSS
         fields = {"init_from": start, **(LARGE if name == base else {})}
-        train_stage(name, workdirs[-1], work / "data", steps=STEPS[number - 1], fields=fields, objective=objective)
+        steps = part(STEPS[number - 1])
+        train_stage(name, workdirs[-1], work / "data", steps=steps, fields=fields, objective=objective)
     if arguments.finish:
         begun, workdirs[0] = workdirs[0], work / f"finished_{base}"
         fields = FINISHED | {"init_from": str(begun)}

@@ -39,6 +39,9 @@ def main() -> None:
             raise UserError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     cascade = Cascade.load(arguments.cascade or miniature())
     members = cascade.members[: arguments.stages or None]
+    for config in (member.stage.config for member in members):
+        if config.network.guidance:
+            raise UserError(f"{config.name} is a student, which learned a teacher's steps; --cascade takes teachers")
     prompts = scenes.prompts_of_scenes("validation", arguments.clips)
     print("| stage | " + " | ".join(f"{logsnr:g}" for logsnr in LOGSNRS) + " |\n|---" + "|---" * len(LOGSNRS) + "|")
     print("| the noisy video itself | " + " | ".join(f"{np.exp(-logsnr):.2g}" for logsnr in LOGSNRS) + " |", flush=True)

@@ -45,7 +45,9 @@ def weights(*, guidance: float, low: float | None, opening: float, interval: tup
     else:
         values = oscillating_weights(guidance, low, steps, opening=opening)
     times = np.linspace(1.0, 0.0, steps + 1)[:-1]
-    return np.where((times >= interval[0]) & (times <= interval[1]), values, np.float32(0.0))
+    rounded = 1e-9  # a time of 0.2 may be a bit less
+    inside = (times >= interval[0] - rounded) & (times <= interval[1] + rounded)
+    return np.where(inside, values, np.float32(0.0))
 
 
 def constant_weights(weight: float, steps: int) -> np.ndarray:

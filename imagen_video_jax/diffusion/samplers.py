@@ -122,9 +122,10 @@ def dpmpp_2m(*, z_t, x, x_before, logsnr_before, logsnr_t, logsnr_s):
     """z_s = (sigma_s / sigma_t) z_t + (1 - exp((logsnr_t - logsnr_s) / 2)) alpha_s D, a DDIM step with D for x.
 
     D = x + (x - x_before) h / (2 h_before) continues the line through the last two estimates; h are the steps in
-    log-SNR  (DPM-Solver++ algorithm 2).
+    log-SNR  (DPM-Solver++ algorithm 2). Where the step before was none (a schedule is flat where it is clipped), D = x.
     """
-    ratio = (logsnr_s - logsnr_t) / (logsnr_t - logsnr_before)
+    before = logsnr_t - logsnr_before
+    ratio = jnp.where(before > 0, (logsnr_s - logsnr_t) / jnp.where(before > 0, before, 1.0), 0.0)
     return gaussian.ddim(z_t=z_t, x=x + 0.5 * ratio * (x - x_before), logsnr_t=logsnr_t, logsnr_s=logsnr_s)
 
 

@@ -1,4 +1,4 @@
-"""Noise schedules: time t in [0, 1] (0 clean, 1 noise) -> log-SNR, strictly decreasing, in float32.
+"""Noise schedules: time t in [0, 1] (0 clean, 1 noise) -> log-SNR, decreasing (flat where it is clipped), in float32.
 
 z_t = alpha_t x + sigma_t eps,   alpha^2 + sigma^2 = 1,   logsnr = log(alpha^2 / sigma^2)
 """
@@ -18,7 +18,7 @@ class Schedule:
     Attributes:
       name: "cosine" (alpha = cos(pi t / 2), range cut as in Salimans & Ho 2022) or "linear" (the continuous form of
         betas from 1e-4 to 0.02 in 1000 steps, Ho et al. 2020; Imagen's last super-resolution stage).
-      logsnr_min, logsnr_max: the values at t = 1 and t = 0.
+      logsnr_min, logsnr_max: what it is clipped to; the values at t = 1 and t = 0 of "cosine" without a shift.
       shift: added to the log-SNR, 2 log(64 / d) for resolution d (Hoogeboom et al. 2023): large pictures need more
         noise to hide the same content.
     """

@@ -7,6 +7,7 @@ Features are read off the pixels as they were sampled: mp4 halves the colour res
 spare. A sample is done when its file and all its features are there, so adding a metric samples again (alike).
 """
 
+import dataclasses
 import math
 import pathlib
 import time
@@ -92,7 +93,8 @@ class CellSampler:
         how = [cell.ema, cell.guidance, cell.low, cell.steps, cell.sampler, cell.seed, self.swept, self.stop]
         if any(self.config.tile):
             how.append([self.config.tile, self.config.overlap])
-        return digest_of("sample-2", digests, how, self.prompts.digest)
+        stages = [dataclasses.asdict(member.stage.config) for member in self.cascade.members[: self.stop]]
+        return digest_of("sample-3", digests, stages, how, self.prompts.digest)
 
     # Weights.
 

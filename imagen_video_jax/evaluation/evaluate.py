@@ -223,7 +223,7 @@ class _Sweep:
         values: dict = {}
         for name in self.metrics:
             values |= measure(name, real, generated, options)
-        values |= finite(self._shifts(cell) | self._losses(cell))
+        values |= finite(self._shifts(cell) | self._losses(cell, options.notes))
         seconds = sum(float(array.sum()) for array in sampler.arrays(cell, SECONDS))
         digests = dict(zip(sampler.cascade.names, sampler.digests))
         digests[sampler.cascade.names[sampler.main]] = cell.trained.digest
@@ -261,22 +261,25 @@ class _Sweep:
             found |= described(name, [array[0, column] for array in arrays])
         return found
 
-    def _losses(self, cell: Cell) -> dict:
+    def _losses(self, cell: Cell, notes: list[str]) -> dict:
         """Validation loss of the swept stage on the first scenes, kept for all cells of a checkpoint."""
         count = min(self.config.loss_clips, len(self.prompts.scenes))
+        member = self.sampler.cascade.members[self.sampler.main]
+        stage = member.stage.config
+        if count and stage.network.guidance:
+            notes.append(f"no validation_loss: {stage.name} is a student, which learned a teacher's steps and no loss")
+            return {}
         if not count:
             return {}
-        key = digest_of("loss-1", cell.trained.digest, cell.ema, self.prompts.digest, count)
-        array = self.store.get("loss-1", key)
+        key = digest_of("loss-2", dataclasses.asdict(stage), cell.trained.digest, cell.ema, self.prompts.digest, count)
+        array = self.store.get("loss-2", key)
         if array is None:
             self.sampler.load(cell)
-            member = self.sampler.cascade.members[self.sampler.main]
-            stage = member.stage.config
             size = (stage.train_frames, stage.height, stage.width, stage.fps)
             videos = [scenes.rendered(scene, size) for scene in self.prompts.scenes[:count]]
             text, mask = self.sampler.cascade.encoder(list(self.prompts.captions[:count]))
             array = noise_levels.losses(member.stage, member.params, videos, text, mask, batch=self.config.batch)
-            self.store.put("loss-1", key, array)
+            self.store.put("loss-2", key, array)
         return noise_levels.by_level(array)
 
     # What is left behind.

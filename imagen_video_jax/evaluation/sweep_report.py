@@ -22,6 +22,7 @@ _FIELDS = {  # what tells cells apart, and how it is said
     "sampler": str,
     "steps": lambda value: f"{value} calls",
     "guidance": lambda value: f"w {value:g}",
+    "guidance_low": lambda value: "constant" if value is None else f"and {value:g} in turn",
     "seed": lambda value: f"seed {value}",
 }
 
@@ -29,7 +30,8 @@ _FIELDS = {  # what tells cells apart, and how it is said
 def page(workdir: pathlib.Path, rows: list[dict], prompts: Prompts, left_out: dict, failed: dict, shown: int) -> str:
     """The report as HTML; rows as in results.jsonl, in any order."""
     rows = [row | {"size": tuple(row["size"])} for row in rows]
-    rows.sort(key=lambda row: (row["step"], not row["ema"], row["sampler"], row["steps"], row["guidance"]))
+    order = ("sampler", "steps", "guidance", "guidance_low")
+    rows.sort(key=lambda row: (row["step"], not row["ema"], *(_sortable(row[field]) for field in order)))
     report = Report("Imagen Video in JAX: evaluation")
     _opening(report, rows)
     _table(report, rows)
@@ -49,6 +51,11 @@ def grouped(left_out: dict[str, str]) -> list[str]:
     for name, reason in left_out.items():
         names.setdefault(reason, []).append(name)
     return [f"not measured: {', '.join(found)}: {reason}" for reason, found in names.items()]
+
+
+def _sortable(value):
+    """What is None before everything else."""
+    return (value is not None, value)
 
 
 def _differing(rows: Sequence[dict], but: str = "") -> list[str]:
@@ -134,7 +141,7 @@ def _groups(rows: Sequence[dict], along: str) -> dict[str, list[dict]]:
     differing, found = _differing(rows, but=along), {}
     for row in rows:
         found.setdefault(_told(row, differing), []).append(row)
-    return {name: sorted(group, key=lambda row: row[along]) for name, group in found.items()}
+    return {name: sorted(group, key=lambda row: _sortable(row[along])) for name, group in found.items()}
 
 
 def _legend(report: Report, groups: dict[str, list[dict]]) -> None:
@@ -244,7 +251,7 @@ def _videos(report: Report, workdir: pathlib.Path, rows: list[dict], prompts: Pr
 
 def _grid(workdir: pathlib.Path, rows: list[dict], real: pathlib.Path, relative_to: pathlib.Path | None) -> str:
     along = max(_FIELDS, key=lambda field: len({row[field] for row in rows}))
-    values = list(dict.fromkeys(row[along] for row in sorted(rows, key=lambda row: row[along])))
+    values = sorted({row[along] for row in rows}, key=_sortable)
     width = max(100, min(180, 900 // (len(values) + 1)))
     said = ["", *(["as it really looks"] if real.is_file() else []), *(_FIELDS[along](value) for value in values)]
     head = "".join(f"<th>{html.escape(text)}</th>" for text in said)

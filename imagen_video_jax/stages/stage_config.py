@@ -86,6 +86,8 @@ class StageConfig:
         for name in ("frames", "train_frames"):
             if self.kind == "temporal_sr" and getattr(self, name) % self.factor:
                 raise ValueError(f"{name} {getattr(self, name)} must be divisible by factor {self.factor}")
+            if self.kind == "temporal_sr" and getattr(self, name) < 2 * self.factor:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least twice factor {self.factor}")
 
     @property
     def train_size(self) -> tuple[int, int]:
@@ -138,8 +140,8 @@ def check_sampler(config: StageConfig, sampler: SamplerConfig) -> None:
     if not config.network.guidance:
         return
     low, high = config.student.weights
-    for weight in (sampler.guidance, sampler.guidance_low):
-        if weight is not None and not low <= weight <= high:
+    for weight in sorted({float(weight) for weight in sampler.weights_S}):  # 0 where the interval ends
+        if not low <= weight <= high:
             raise ValueError(f"guidance {weight:g} is outside {low:g} to {high:g}, what {name} was distilled for")
     if sampler.rule != "cfg" or sampler.rescale:
         raise ValueError(f"{name} is a student, which has learned plain guidance: leave rule and rescale alone")

@@ -15,6 +15,9 @@ from optax.contrib import MuonDimensionNumbers
 OPTIMIZERS = ("adam", "adafactor", "muon")
 DECAYS = ("constant", "cosine", "linear")
 STATE_DTYPES = ("float32", "bfloat16")
+# Half the distance of neighbouring bfloat16 numbers is up to 2^-8 of them: a second moment that decays by less in an
+# update is rounded back to what it was, and never decays.
+BFLOAT16_B2 = 1.0 - 2.0**-8
 # Newton-Schulz iterations (4 suffice with "aol" preconditioning), size of a step relative to the learning rate (Adam's
 # is about 0.2), and the fewest inputs and outputs of a kernel worth it.
 MUON_ITERATIONS, MUON_RMS, MUON_SMALLEST = 4, 0.2, 16
@@ -23,7 +26,8 @@ MUON_ITERATIONS, MUON_RMS, MUON_SMALLEST = 4, 0.2, 16
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Attributes: name, learning_rate (peak), warmup (steps), decay, clip (gradient norm), b1, b2, weight_decay,
-    state_dtype (of the moments between two steps: "bfloat16" halves them; a step computes in float32).
+    state_dtype (of the moments between two steps: "bfloat16" halves them; a step computes in float32; not for
+    "adafactor" and not for a b2 close to 1, whose second moments change by less than it can tell).
 
     "muon" orthogonalises the steps of kernels (K. Jordan 2024) and scales them to Adam's size, so that one learning
     rate serves both; everything else is Adam's.
@@ -46,6 +50,12 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}")
         if self.decay not in DECAYS:
             raise ValueError(f"optimizer.decay must be one of {DECAYS}, got {self.decay!r}")
+        if self.state_dtype == "bfloat16" and (self.name == "adafactor" or self.b2 > BFLOAT16_B2):
+            slow = "adafactor" if self.name == "adafactor" else f"b2 {self.b2:g} (above {BFLOAT16_B2:.4g})"
+            raise ValueError(
+                f"optimizer.state_dtype 'bfloat16' is too coarse for the second moments of {slow}, which would never "
+                "decay; take 'float32'"
+            )
         for field in ("learning_rate", "clip"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(f"optimizer.{field} must be above 0 and finite, got {getattr(self, field)}")

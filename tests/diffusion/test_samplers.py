@@ -29,12 +29,12 @@ def close(a, b, tolerance=1e-12):
     np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
 
 
-def run(predict, noise, config, *, noise_at=None, steps=None):
+def run(predict, noise, config, *, noise_at=None, schedule=None):
     return samplers.sample(
         lambda z, logsnr, index, memory: (predict(z, logsnr, index), memory),
         noise=jnp.asarray(noise),
         noise_at=noise_at or (lambda index: jnp.zeros(noise.shape)),
-        logsnrs=samplers.grid(Schedule(), config.steps),
+        logsnrs=samplers.grid(schedule or Schedule(), config.steps),
         config=config,
     )
 
@@ -103,6 +103,15 @@ def test_dpmpp_with_nothing_new_to_see_is_ddim(rng):
     close(step, gaussian.ddim(z_t=z, x=x, logsnr_t=lt, logsnr_s=ls))
 
 
+@pytest.mark.parametrize("schedule", [Schedule("linear", -5.0, 5.0), Schedule("cosine", -5.0, 5.0, shift=-5.0)])
+def test_dpmpp_where_a_clipped_schedule_stands_still_is_finite(rng, schedule):
+    levels = schedule.logsnr(jnp.linspace(1.0, 0.0, 257))
+    assert int(jnp.sum(levels[1:] == levels[:-1])) > 1
+    noise = rng.normal(size=SHAPE)
+    config = SamplerConfig(name="dpmpp_2m", steps=256)
+    assert np.isfinite(run(lambda z, logsnr, index: 0.5 * z, noise, config, schedule=schedule)).all()
+
+
 def schedule_of(steps=20, **changes):
     return dataclasses.replace(SamplerConfig(steps=steps, guidance=15.0), **changes).weights_S.tolist()
 
@@ -116,6 +125,7 @@ def test_oscillating_weights_open_high_and_then_alternate():
 
 def test_interval_limited_weights_are_zero_outside_it():
     assert schedule_of(10, interval=(0.25, 0.75)) == [0, 0, 0, 15, 15, 15, 15, 15, 0, 0]
+    assert schedule_of(10, interval=(0.2, 0.8)) == [0, 0, 15, 15, 15, 15, 15, 15, 15, 0]
 
 
 def test_projected_guidance_with_everything_off_is_plain_guidance_and_its_difference_lies_across(rng):

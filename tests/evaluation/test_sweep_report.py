@@ -11,7 +11,7 @@ from imagen_video_jax.evaluation.scenes import Prompts
 PROMPTS = Prompts(("a red circle", "a <b>"))
 
 
-def row(sampler="ddim", guidance=0.0, seed=0, **metrics):
+def row(sampler="ddim", guidance=0.0, seed=0, low=None, **metrics):
     return {
         "stage": "base",
         "step": 5,
@@ -19,12 +19,13 @@ def row(sampler="ddim", guidance=0.0, seed=0, **metrics):
         "sampler": sampler,
         "steps": 4,
         "guidance": guidance,
+        "guidance_low": low,
         "seed": seed,
         "prompts": PROMPTS.digest,
         "videos": 2,
         "real_videos": 2,
         "size": [8, 12, 20, 3.0],
-        "samples": f"samples/{sampler}-{guidance:g}-{seed}",
+        "samples": f"samples/{sampler}-{guidance:g}-{seed}-{low}",
         "seconds": 1.0,
         "metrics": {"judge_style": 1.0, "motion_real": 3.0} | metrics,
         "notes": [],
@@ -49,7 +50,7 @@ def page(tmp_path, rows, **left_out):
 
 def test_the_table_tells_cells_apart_by_what_differs_and_marks_the_best_value_where_there_is_one(tmp_path, rows):
     table = page(tmp_path, rows).split("<h2>")[1]
-    assert "(step 5, EMA, 4 calls, seed 0 in every cell)" in page(tmp_path, rows)
+    assert "(step 5, EMA, 4 calls, constant, seed 0 in every cell)" in page(tmp_path, rows)
     assert re.findall(r"<tr><td>([^<]*)", table)[:2] == ["ancestral, w 0", "ancestral, w 1"]
     assert re.findall(r'<td class="best">([\d.]+)', table) == ["0.4", "0.4"], (
         "judge; motion has no better, style is alike"
@@ -86,6 +87,24 @@ def test_videos_of_a_prompt_stand_in_a_grid_with_the_real_one_and_what_is_missin
         "ddim",
     ]
     assert "<h3>a &lt;b&gt;</h3>" in found
+
+
+def test_oscillating_weights_are_cells_of_their_own(tmp_path):
+    rows = [row(guidance=w, low=low, judge=w / 20) for w in (6.0, 15.0) for low in (1.0, None)]
+    for one in rows:
+        (tmp_path / one["samples"]).mkdir(parents=True)
+        (tmp_path / one["samples"] / "000000.mp4").write_bytes(b"mp4")
+    found = page(tmp_path, rows)
+    assert re.findall(r"<tr><td>([^<]*)", found)[:4] == [
+        f"w {w}, {how}" for w in (6, 15) for how in ("constant", "and 1 in turn")
+    ]
+    grid = re.findall(r'<table class="grid">.*?</table>', found)[0]
+    assert grid.count("<video") == 4
+    # Where only the lower weight differs, it is what goes from left to right.
+    found = page(tmp_path, rows[:2])
+    assert re.findall("<th>([^<]*)</th>", found.split('<table class="grid">')[1].split("</tr>")[0]) == [
+        "", "constant", "and 1 in turn"
+    ]  # fmt: skip
 
 
 def test_samples_of_other_prompts_in_the_same_folder_are_not_shown_under_these(tmp_path, rows):

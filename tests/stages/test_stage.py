@@ -132,6 +132,7 @@ def test_a_new_residual_stage_returns_its_input_denoised(name):
         ({"sampler": SamplerConfig(augmentation_snr=5.0)}, "snr 5 is more noise than temp.* take at least 39.86"),
         ({"augmentation_max": 0.0}, "augmentation_snr 20000 is more noise than .* take at least inf"),
         ({"window": 3}, "train_frames 3 must be divisible by factor 2"),
+        ({"window": 2}, "train_frames 2 must be at least twice factor 2"),
         ({"prediction": "v"}, "residual needs prediction 'x'"),
     ],
 )

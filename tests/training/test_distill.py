@@ -160,10 +160,13 @@ def test_students_and_teachers_do_not_sample_as_each_other():
     config = config_of(smallest(NAMES[0]))
     teacher, student = config.train.stage, student_stage(config, rounds_of(config)[1])
     check_sampler(student, student.sampler)
+    weights, sampler = (2.0, 15.0), dataclasses.replace(student.sampler, guidance=3.0)
+    above = dataclasses.replace(student, student=dataclasses.replace(student.student, weights=weights), sampler=sampler)
     for stage, changes, says in (
         (student, {"steps": 16}, "a student of 8 network calls"),
         (student, {"name": "ddim"}, "sampler 'distilled' and steps 8, not with 'ddim'"),
         (student, {"guidance": 16.0}, "guidance 16 is outside 0 to 15"),
+        (above, {"guidance": 3.0, "interval": (0.2, 0.8)}, "guidance 0 is outside 2 to 15"),
         (student, {"rule": "apg"}, "leave rule and rescale alone"),
         (teacher, {"name": "distilled"}, "sample it with ddim, ancestral or dpmpp_2m"),
     ):
@@ -219,6 +222,19 @@ def test_the_chain_leaves_a_student_a_round_and_a_cascade_samples_the_last(world
     ):
         assert main([*request, *extra]) == 2
         assert says in line_of(capsys)
+
+
+def test_a_student_is_swept_without_a_loss_and_the_row_says_why(world, tmp_path):
+    join([str(world / "whole")], tmp_path / "student.json", students=[0])
+    fields = {"cascade": tmp_path / "student.json", "videos": 2, "loss_clips": 2, "metrics": "motion"}
+    request = ["evaluate", "--config", "experiments/evaluate.py:tiny", "--workdir", str(tmp_path / "sweep")]
+    assert main([*request, *(f"--config.{name}={value}" for name, value in fields.items())]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "sweep" / "results.jsonl").read_text().splitlines()]
+    assert [row["guidance"] for row in rows] == [0.0, 1.0]
+    for row in rows:
+        assert "motion" in row["metrics"]
+        assert "validation_loss" not in row["metrics"]
+        assert [note for note in row["notes"] if "no validation_loss: base_16f_24x40 is a student" in note]
 
 
 def test_a_chain_killed_in_the_middle_of_a_round_ends_byte_equal(world, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Optimizers: every one takes steps of the same size at one learning rate, and Muon's kernels move orthogonally."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_video_jax.training.optimizer import OptimizerConfig, direction
+from imagen_video_jax.training.optimizer import BFLOAT16_B2, OptimizerConfig, direction
 
 
 def first_step(name: str, params, gradients):
@@ -62,3 +64,22 @@ def test_moments_kept_in_bfloat16_take_half_the_bytes_and_go_the_same_way():
     np.testing.assert_allclose(updates["bfloat16"]["kernel"], updates["float32"]["kernel"], rtol=0.02)
     with pytest.raises(ValueError, match="state_dtype must be one of"):
         OptimizerConfig(state_dtype="int8")
+
+
+def test_second_moments_kept_in_bfloat16_decay_or_are_refused():
+    config = OptimizerConfig(state_dtype="bfloat16", b2=BFLOAT16_B2)
+    step, gradients = direction(config), {"bias": jnp.linspace(0.5, 1.0, 16)}
+    _, state = step.update(gradients, step.init(gradients), gradients)
+    for _ in range(2000):  # 0.996^2000 is 0.0004
+        _, state = update(step, jax.tree.map(jnp.zeros_like, gradients), state)
+    second = state[1].nu["bias"].astype(jnp.float32)
+    assert float(jnp.max(second)) < 0.01 * (1 - BFLOAT16_B2) * 0.25
+    for wrong in ({"b2": 0.999}, {"name": "muon", "b2": 0.999}, {"name": "adafactor"}):
+        OptimizerConfig(**wrong)
+        with pytest.raises(ValueError, match="too coarse for the second moments"):
+            OptimizerConfig(state_dtype="bfloat16", **wrong)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update(step, gradients, state):
+    return step.update(gradients, state, gradients)

@@ -1,5 +1,6 @@
 """What studies sample and read: batches kept on disk as they are made, and what the judge sees in them."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,7 @@ import numpy as np
 from imagen_video_jax import storage
 from imagen_video_jax.errors import UserError
 from imagen_video_jax.evaluation import steadiness
-from imagen_video_jax.evaluation.judge import ATTRIBUTES, Judge
+from imagen_video_jax.evaluation.judge import SCORED, Judge, hits
 from imagen_video_jax.evaluation.networks import Weights, open_extractor
 from imagen_video_jax.training.metrics import progress_bar
 
@@ -34,14 +35,13 @@ def kept_videos(
 
 
 def values_of(videos: Sequence[np.ndarray], labels: Sequence[dict]) -> dict[str, list[float | None]]:
-    """Per measure a value per video: whether the judge reads what was asked (None where nothing was; "all" is colour,
-    shape and motion), and grey levels of colour drift, flicker and motion."""
-    values: dict[str, list] = {name: [] for name in ("all", *ATTRIBUTES)}
+    """Per measure a value per video: whether the judge reads what was asked (see `judge.hits`; None where nothing was),
+    and grey levels of colour drift, flicker and motion."""
+    values: dict[str, list] = {name: [] for name in SCORED}
     for reading, label in zip(Judge.load().read(videos), labels):
-        hits = {name: float(getattr(reading, name) == label[name]) if label.get(name) else None for name in ATTRIBUTES}
-        hits["all"] = min(hits[name] for name in ("colour", "shape", "motion"))
-        for name, hit in hits.items():
-            values[name].append(hit)
+        read = hits(dataclasses.asdict(reading), label)
+        for name in SCORED:
+            values[name].append(float(read[name]) if name in read else None)
     pixels = np.array([steadiness.measures(video) for video in videos], np.float64).T
     named = {f"pixels_{name}": column.tolist() for name, column in zip(steadiness.MEASURES, pixels)}
     return values | named

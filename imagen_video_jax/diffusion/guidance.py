@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_video_jax.diffusion.gaussian import expand
+
 
 def guide(*, conditional, unconditional, weight):
     """(1 + w) c - w u, in x-, eps- or v-space alike (at one z they are affine in each other)."""
@@ -41,17 +43,13 @@ def rescale(x, conditional, share: float):
 def weights(*, guidance: float, low: float | None, opening: float, interval: tuple[float, float], steps: int):
     """w at each step, float32 [steps]: constant or oscillating, 0 where the step's time is outside the interval."""
     if low is None:
-        values = constant_weights(guidance, steps)
+        values = np.full((steps,), guidance, np.float32)
     else:
         values = oscillating_weights(guidance, low, steps, opening=opening)
     times = np.linspace(1.0, 0.0, steps + 1)[:-1]
     rounded = 1e-9  # a time of 0.2 may be a bit less
     inside = (times >= interval[0] - rounded) & (times <= interval[1] + rounded)
     return np.where(inside, values, np.float32(0.0))
-
-
-def constant_weights(weight: float, steps: int) -> np.ndarray:
-    return np.full((steps,), weight, np.float32)
 
 
 def oscillating_weights(high: float, low: float, steps: int, *, opening: float = 0.1) -> np.ndarray:
@@ -75,7 +73,7 @@ def clip_dynamic(x, percentile: float):
         lambda: jnp.where(loud_B, jnp.maximum(absolute_percentile(x, percentile), 1.0), 1.0).astype(jnp.float32),
         lambda: jnp.ones(x.shape[:1], jnp.float32),
     )
-    s = s_B.reshape((-1,) + (1,) * (x.ndim - 1))
+    s = expand(s_B, x)
     return jnp.clip(x, -s, s) / s
 
 
@@ -92,7 +90,7 @@ def absolute_percentile(x, percentile: float, *, iterations: int = 24):
     def halve(_, bounds):
         low, high = bounds
         middle = 0.5 * (low + high)
-        below = jnp.mean((magnitude <= middle.reshape((-1,) + (1,) * len(axes))).astype(jnp.float32), axis=axes)
+        below = jnp.mean((magnitude <= expand(middle, magnitude)).astype(jnp.float32), axis=axes)
         return jnp.where(below < wanted, middle, low), jnp.where(below < wanted, high, middle)
 
     high = jnp.max(magnitude, axis=axes)

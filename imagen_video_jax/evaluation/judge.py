@@ -37,6 +37,7 @@ ATTRIBUTES = {
     "style": STYLES,
     "word": ("", *WORDS),
 }
+SCORED = (*ATTRIBUTES, "all")
 FRAMES, HEIGHT, WIDTH = 8, 24, 40
 WIDTHS = {"colour": 32, "shape": 64, "motion": 64, "style": 48, "word": 96}  # of the features of each
 WEIGHTS = pathlib.Path(__file__).with_name("judge.safetensors")
@@ -107,21 +108,23 @@ class Judge:
           scenes: one Scene, or row of captions.jsonl, per video; an attribute that a row does not name is not scored.
 
         Returns:
-          Per attribute, and under "all" for colour, shape and motion right at once: `accuracy`, its 95% Wilson
-          `interval` [low, high], `right` and `of`.
+          Per attribute, and under "all" for what is asked of colour, shape and motion right at once: `accuracy`, its
+          95% Wilson `interval` [low, high], `right` and `of`.
         """
         if len(videos) != len(scenes):
             raise ValueError(f"{len(videos)} videos, {len(scenes)} scenes")
         labels = [scene.labels() if isinstance(scene, Scene) else scene for scene in scenes]
-        hits = [
-            {name: getattr(reading, name) == label[name] for name in ATTRIBUTES if label.get(name)}
-            for reading, label in zip(self.read(videos), labels)
-        ]
-        for hit in hits:
-            if {"colour", "shape", "motion"} <= set(hit):
-                hit["all"] = hit["colour"] and hit["shape"] and hit["motion"]
-        counted = {name: [hit[name] for hit in hits if name in hit] for name in (*ATTRIBUTES, "all")}
+        found = [hits(dataclasses.asdict(reading), label) for reading, label in zip(self.read(videos), labels)]
+        counted = {name: [one[name] for one in found if name in one] for name in SCORED}
         return {name: rate(sum(values), len(values)) for name, values in counted.items() if values}
+
+
+def hits(seen: Mapping[str, str], label: Mapping[str, str]) -> dict[str, bool]:
+    """Whether each attribute that a label names was seen; "all": those of colour, shape and motion that it names."""
+    found = {name: seen[name] == label[name] for name in ATTRIBUTES if label.get(name)}
+    if asked := {"colour", "shape", "motion"} & set(found):
+        found["all"] = all(found[name] for name in asked)
+    return found
 
 
 def rate(right: int, of: int) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 from imagen_video_jax.errors import FAILED, UserError
 from imagen_video_jax.evaluation import bootstrap, mmd, ocr, reference, retrieval, steadiness
 from imagen_video_jax.evaluation.frechet import Moments, frechet_distance, frechet_of_samples
-from imagen_video_jax.evaluation.judge import ATTRIBUTES, rate
+from imagen_video_jax.evaluation.judge import ATTRIBUTES, hits, rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,19 +195,17 @@ def _judge(name: str, metric: Metric, real: VideoSet | None, generated: VideoSet
 
 
 def _read_by_judge(name: str, ending: str, metric: Metric, videos: VideoSet) -> dict:
-    readings = [dict(zip(ATTRIBUTES, row[0].astype(int))) for row in videos.features[metric.features]]
-    hits = [
-        {a: ATTRIBUTES[a][reading[a]] == label[a] for a in ATTRIBUTES if label.get(a)}
-        for reading, label in zip(readings, videos.labels)
+    readings = [
+        {name: values[int(number)] for (name, values), number in zip(ATTRIBUTES.items(), row[0])}
+        for row in videos.features[metric.features]
     ]
-    for hit in hits:
-        if asked := {"colour", "shape", "motion"} & set(hit):
-            hit[""] = all(hit[a] for a in asked)
+    read = [hits(reading, label) for reading, label in zip(readings, videos.labels)]
     found = {}
-    for attribute in ("", *ATTRIBUTES):
-        values = [hit[attribute] for hit in hits if attribute in hit]
+    for attribute in ("all", *ATTRIBUTES):
+        values = [one[attribute] for one in read if attribute in one]
         if values:
-            scored, key = rate(sum(values), len(values)), f"{name}_{attribute}".rstrip("_") + ending
+            scored = rate(sum(values), len(values))
+            key = (name if attribute == "all" else f"{name}_{attribute}") + ending
             found |= {key: scored["accuracy"], f"{key}_interval": scored["interval"]}
     return found
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from imagen_video_jax.evaluation.retrieval import unit
+
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 _TILE = 1024  # features a side of what is computed of a kernel at once
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -28,12 +30,8 @@ def polynomial(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
 
 def gaussian(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
     """exp(-|x - y|^2 / (2 sigma^2)) with sigma 10, of features of length 1, [N, M]."""
-    squares = 2.0 - 2.0 * (_unit(x_ND) @ _unit(y_MD).T)
+    squares = 2.0 - 2.0 * (unit(x_ND) @ unit(y_MD).T)
     return np.exp(-np.maximum(squares, 0) / (2 * CMMD_SIGMA**2))
-
-
-def _unit(x_ND: np.ndarray) -> np.ndarray:
-    return x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
 
 
 class KernelDistance:

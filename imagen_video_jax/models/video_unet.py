@@ -171,16 +171,13 @@ class VideoUNet(nnx.Module):
             self.middle = self._block(rngs, channels, len(config.channels) - 1)
         for level in reversed(range(len(config.channels))):
             width = config.channels[level]
-            for block in range(self._up_blocks(level)):
+            for block in range(self.config.blocks[level]):
                 skip = width if config.layout == "unet" or block == 0 else 0
                 setattr(self, f"up{level}_block{block}", self._block(rngs, channels + skip, level))
                 channels = width
             if level:
                 setattr(self, f"up{level}_sample", Upsample(rngs, channels, config.channels[level - 1]))
                 channels = config.channels[level - 1]
-
-    def _up_blocks(self, level: int) -> int:
-        return self.config.blocks[level]
 
     def embed(self, *, logsnr_B, text_BLD, text_mask_BL, fps_B, frames, low_logsnr_B, guidance_B):
         """The conditioning vector of each frame, BTE."""
@@ -256,7 +253,7 @@ class VideoUNet(nnx.Module):
         if config.layout == "unet":
             x = self._run("middle", x, conditions)
         for level in reversed(range(len(config.channels))):
-            for block in range(self._up_blocks(level)):
+            for block in range(self.config.blocks[level]):
                 if config.layout == "unet" or block == 0:
                     skip = skips.pop()
                     x = jnp.concatenate([x, skip * skip_scale], axis=-1)

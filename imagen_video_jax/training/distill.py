@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from imagen_video_jax import checkpoint, distributed, partitioning, steps, storage
 from imagen_video_jax.cascade_file import read_rounds
 from imagen_video_jax.data.loading import Decoded
-from imagen_video_jax.diffusion import distillation, guidance
+from imagen_video_jax.diffusion import distillation, gaussian, guidance
 from imagen_video_jax.diffusion.distillation import StudentConfig
 from imagen_video_jax.diffusion.loss import loss_to_x
 from imagen_video_jax.errors import UserError
@@ -263,8 +263,7 @@ def drawn_weight(key, weights):
 def guided_estimate(teacher: Stage, params, z, logsnr_B, conditions, weight_B):
     """(1 + w) c - w u of a stage that is no student, a weight per example."""
     conditional, unconditional = teacher.estimates(params, z, logsnr_B, conditions, conditions.unconditional())
-    weight = weight_B.reshape((-1,) + (1,) * (z.ndim - 1))
-    return guidance.guide(conditional=conditional, unconditional=unconditional, weight=weight)
+    return guidance.guide(conditional=conditional, unconditional=unconditional, weight=gaussian.expand(weight_B, z))
 
 
 def _train_config(config: DistillConfig, round_: Round, stage: StageConfig) -> TrainConfig:

@@ -204,7 +204,7 @@ class _Run:
                 jax.block_until_ready(metrics)
                 self.began = time.monotonic()
             traced = functools.partial(self.train_step.trace, state, batch, self.key, own)
-            self.throughput.begin(batch, traced, counts=True)
+            self.throughput.begin(batch, traced)
             self.step = step = step + 1
             self._read(pending)
             pending = (step, metrics)

@@ -48,7 +48,7 @@ class Throughput:
         self._peak = chip.flops * self._chips if chip else None
         self._kind = device.device_kind
         self._flops: dict[tuple, float] = {}
-        self._begun: list[tuple | None] = []  # steps in flight: (examples, frames, FLOPs)
+        self._begun: list[tuple] = []  # steps in flight: (examples, frames, FLOPs)
         self._all, self._reported = _Sums(), _Sums()
         self._clock = (0.0, 0.0)
         self.restart()
@@ -57,18 +57,13 @@ class Throughput:
         """What is in flight is forgotten: training begins anew from a checkpoint."""
         self._begun, self._clock = [], self._ledger.working()
 
-    def begin(self, batch: dict[str, Batch], traced: Callable[[], jax.stages.Traced], *, counts: bool) -> None:
-        """A step was dispatched.
-
-        Args:
-          traced: its program, whose FLOPs are counted once for each set of shapes.
-          counts: False where it was compiled first.
-        """
+    def begin(self, batch: dict[str, Batch], traced: Callable[[], jax.stages.Traced]) -> None:
+        """A step was dispatched; `traced`: its program, whose FLOPs are counted once for each set of shapes."""
         shapes = tuple(part.video_BTHWC.shape for part in batch.values())
         if shapes not in self._flops:
             self._flops[shapes] = chips.cost_of(traced().jaxpr.jaxpr).useful
         work = sum(shape[0] for shape in shapes), sum(shape[0] * shape[1] for shape in shapes), self._flops[shapes]
-        self._begun.append(work if counts else None)
+        self._begun.append(work)
 
     def end(self, wait: Callable[[], int]) -> int:
         """The step begun first ends when `wait` returns, whose value this is."""

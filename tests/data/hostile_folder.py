@@ -1,5 +1,6 @@
 """A folder of videos and images as strangers leave it: good files of every kind, and everything else."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -90,7 +91,7 @@ def picture(seed: int, frames: int = FRAMES, height: int = HEIGHT, width: int = 
 def encode(path, frames_THWC, codec="libx264", container="mp4", pix_fmt="yuv420p", *, times_ms=None, change=None):
     """Encodes with any codec; `change` is called with the stream before the first frame."""
     options = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"svtav1-params": "lp=1"}}.get(codec, {})
-    with av.open(f"file:{path}", "w", format=container) as output:
+    with own_priority(), av.open(f"file:{path}", "w", format=container) as output:
         stream = output.add_stream(codec, rate=FPS, options=options | ({"crf": "8"} if codec == "libx264" else {}))
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -105,6 +106,16 @@ def encode(path, frames_THWC, codec="libx264", container="mp4", pix_fmt="yuv420p
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return path
+
+
+@contextlib.contextmanager
+def own_priority():
+    """Of root's threads libsvtav1 makes real-time ones, and everything they start after it: others got no processor."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def make_hostile_folder(root: pathlib.Path) -> Hostile:

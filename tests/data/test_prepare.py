@@ -83,6 +83,12 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
+def test_encoding_for_a_test_leaves_the_worker_its_priority(tmp_path):
+    before = os.sched_getscheduler(0)
+    encode(tmp_path / "av1.mp4", picture(0), *CODECS["av1.mp4"])
+    assert os.sched_getscheduler(0) == before
+
+
 def test_every_good_file_is_kept_and_every_bad_one_is_named(hostile, prepared):
     kept = {row["path"]: row for row in rows_of(prepared / "records.jsonl")}
     quarantined = {row["path"]: row["reason"] for row in rows_of(prepared / "quarantine.jsonl")}

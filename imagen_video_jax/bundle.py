@@ -106,7 +106,7 @@ def weights_sha256(folder: pathlib.Path, weights: str, sums: dict[str, str] | No
 def _read_sums(folder: pathlib.Path) -> dict[str, str]:
     """{file name: hex sha256} of `SHA256SUMS`."""
     try:
-        lines = (folder / CHECKSUMS).read_text().splitlines()
+        lines = inside(folder, CHECKSUMS).read_text().splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(f"bundle {folder} is damaged: {CHECKSUMS}: {reason}", NO_CHECKPOINT) from None

@@ -91,7 +91,9 @@ class Cascade:
     def position(self, name: str) -> int:
         """Index of a stage by its name, a unique part of it, its number from 1, or its kind (TSR, SSR: the first)."""
         lower = name.lower()
-        if lower.isdecimal() and 1 <= int(lower) <= len(self.members):
+        if lower.isdecimal():
+            if not 1 <= int(lower) <= len(self.members):
+                raise UserError(f"there is no stage {name}; stages are numbered 1 to {len(self.members)}")
             return int(lower) - 1
         kinds = {"base": "base", "tsr": "temporal_sr", "ssr": "spatial_sr"}
         for index, member in enumerate(self.members):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import sys
 
 from imagen_video_jax import __version__
@@ -62,11 +63,20 @@ def parse(arguments: list[str]):
     if arguments[:1] == ["launch"] and "--" in arguments:
         cut = arguments.index("--")
         arguments, words = arguments[:cut], arguments[cut + 1 :]
+    _check_folders(arguments)
     parsed, rest = _parser().parse_known_args(arguments)
     if rest and not getattr(parsed.command, "TAKES_FIELDS", False):
         raise UserError(f"unknown argument {rest[0]!r}; see imagen-video {_name(parsed.command)} --help")
     parsed.words, parsed.parse = words, parse
     return parsed, rest
+
+
+def _check_folders(arguments: list[str]) -> None:
+    """UserError where what is written would go to a folder without a name: what a shell makes of an unset variable."""
+    for option in ("--out", "--workdir"):
+        followed = [value for name, value in itertools.pairwise(arguments) if name == option]
+        if "" in followed or f"{option}=" in arguments:
+            raise UserError(f"{option} is empty; name a folder ('.' for this one)")
 
 
 def _parser() -> argparse.ArgumentParser:

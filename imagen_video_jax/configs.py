@@ -15,6 +15,7 @@ import types
 import typing
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from imagen_video_jax import storage
 from imagen_video_jax.data.default_set import default_set
@@ -34,7 +35,7 @@ PREFIX = "--config."
 
 def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
     """Reads `FILE.py[:SCALE]` and applies overrides of the form `--config.field=value`."""
-    name, _, scale = argument.partition(":")
+    name, _, scale = (argument, "", "") if argument.endswith(".py") else argument.rpartition(":")
     module = _load_module(name)
     try:
         config = module.get_config(scale) if scale else module.get_config()
@@ -44,14 +45,23 @@ def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
         raise UserError(f"--config {argument}: get_config raises {_told(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {argument}: get_config must return a ConfigDict, got a {type(config).__name__}")
+    config = ConfigDict(config)  # a frozen one, too
     for override in overrides:
         _apply(config, override)
     return config
 
 
+def _values(argument: str, overrides: list[str]) -> dict:
+    """The fields of a config, nested; UserError for a required placeholder that nothing fills."""
+    try:
+        return load(argument, overrides).to_dict()
+    except RequiredValueError as error:
+        raise UserError(f"--config {argument} has a required field without a value: {_told(error)}") from None
+
+
 def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
     """A checked training config."""
-    values = load(argument, overrides).to_dict()
+    values = _values(argument, overrides)
     for field, command in (("teacher", "distill"), ("cascade", "evaluate")):
         if field in values:
             raise UserError(f"--config {argument} is for `imagen-video {command}`; name the experiment file of a stage")
@@ -60,7 +70,7 @@ def training(argument: str, overrides: list[str] = ()) -> TrainConfig:
 
 def sweep(argument: str, overrides: list[str] = ()) -> SweepConfig:
     """A checked evaluation config."""
-    return to_dataclass(SweepConfig, load(argument, overrides).to_dict(), "config")
+    return to_dataclass(SweepConfig, _values(argument, overrides), "config")
 
 
 def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
@@ -71,6 +81,9 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
     """
     storage.check_writable(workdir)
     check_early(workdir, config)
+    encoder = None
+    if not config.embeddings and config.encoder != EncoderConfig():
+        encoder = open_encoder(config.encoder)  # before data are made for nothing
     if not config.data:
         default = default_set("tiny" if config.scale == "tiny" else "mini")
         config = dataclasses.replace(
@@ -80,7 +93,7 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
             embeddings=config.embeddings or (str(default.embeddings) if config.encoder == EncoderConfig() else ""),
         )
     if not config.embeddings:
-        encoder = open_encoder(config.encoder)
+        encoder = encoder or open_encoder(config.encoder)
         check_early(workdir, config, describe(encoder))
         folder = user_folder(encoder)
         embed_data([part for part in (config.data, config.validation) if part], folder, encoder)
@@ -90,7 +103,7 @@ def with_data(config: TrainConfig, workdir: pathlib.Path) -> TrainConfig:
 
 def distillation(argument: str, overrides: list[str], workdir: pathlib.Path) -> DistillConfig:
     """A checked distillation config with its data; what it leaves open is as its teacher was trained."""
-    values = load(argument, overrides).to_dict()
+    values = _values(argument, overrides)
     if missing := {"teacher", "data", "step", "scale", *_TEACHER_ONLY, *_OF_THE_CHAIN} - set(values):
         raise UserError(
             f"--config {argument} has no field {', '.join(sorted(missing))}; distillation takes one like "
@@ -171,6 +184,8 @@ def to_dataclass(cls, values: dict, where: str, **given):
             value = to_dataclass(hint, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
+        if value is None and types.NoneType not in typing.get_args(hint):
+            raise UserError(f"{where}.{name} has no value; set it with {PREFIX}{f'{where}.{name}'.partition('.')[2]}=")
         built[name] = _optional(name, value, hint)
     try:
         return cls(**built)
@@ -198,26 +213,43 @@ def _apply(config: ConfigDict, override: str) -> None:
         if not isinstance(node, ConfigDict) or name not in node:
             known = list(node) if isinstance(node, ConfigDict) else []
             raise UserError(f"unknown field {where}.{name}{_nearest(name, known)}")
-        parent, node, where = node, node[name], f"{where}.{name}"
-    parent[last] = _parse(where, text, node)
+        parent, node, where = node, _value(node, name), f"{where}.{name}"
+    parent[last] = _parse(where, text, node, _kind(parent, last))
 
 
-def _parse(where: str, text: str, current):
-    """Text -> the type of the value it replaces."""
+def _value(config: ConfigDict, name: str):
+    """A field's value, None of a placeholder."""
+    try:
+        return config[name]
+    except RequiredValueError:
+        return None
+
+
+def _kind(config: ConfigDict, name: str) -> type:
+    """The type that a field is to hold, a placeholder's too."""
+    try:
+        return config.get_type(name)
+    except RequiredValueError:
+        return config.get_ref(name).get_type()
+
+
+def _parse(where: str, text: str, current, kind: type):
+    """Text -> the type of the value it replaces; `kind`, what a placeholder is to hold."""
     if isinstance(current, ConfigDict):
         raise UserError(f"{where} is a group of fields: {', '.join(current)}")
     try:
-        if isinstance(current, bool):
+        if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(current, tuple):
-            kind = type(current[0]) if current else str
+        if kind is tuple:
+            each = type(current[0]) if current else str
             parts = [part.strip().strip("'\"") for part in text.strip("()[] ").split(",") if part.strip()]
-            if kind is bool:
+            if each is bool:
                 return tuple({"true": True, "1": True, "false": False, "0": False}[part.lower()] for part in parts)
-            return tuple(kind(part) for part in parts)
-        return type(current)(text)
+            return tuple(each(part) for part in parts)
+        return kind(text)
     except (TypeError, ValueError, KeyError):
-        raise UserError(f"{where} must be of type {type(current).__name__} like {current!r}, got {text!r}") from None
+        like = "" if current is None and kind is not types.NoneType else f" like {current!r}"
+        raise UserError(f"{where} must be of type {kind.__name__}{like}, got {text!r}") from None
 
 
 def _nearest(name: str, known) -> str:

@@ -8,6 +8,7 @@ believed: who finds the note of another machine watches whether its number chang
 import _thread
 import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -50,11 +51,12 @@ def describe(note: dict | None) -> str:
 def is_kept(path: pathlib.Path, note: dict) -> bool:
     """Whether the holder of `note` lives: waits for its number to change, for two and a half times as long as it takes.
 
-    False where the folder is given back meanwhile.
+    False where the folder is given back meanwhile. It counts looks, not seconds: a process that was stopped for longer
+    than that in between would have looked once.
     """
-    until = time.monotonic() + 2.5 * BEAT
-    while time.monotonic() < until:
-        time.sleep(min(0.5, BEAT / 4))
+    pause = min(0.5, BEAT / 4)
+    for _ in range(math.ceil(2.5 * BEAT / pause)):
+        time.sleep(pause)
         now = read(path)
         if now is None:
             return False

@@ -224,9 +224,15 @@ class _Run:
         for job in self.jobs:
             (out / job.file).unlink(missing_ok=True)
         if (out / ".job.json").exists():
+            self._say_what_goes(out)
             self.remove(out, f"{_VIDEO}|{_PARTIAL}")
         (out / "samples.jsonl").unlink(missing_ok=True)
         storage.write_json(out / ".job.json", self._job())
+
+    def _say_what_goes(self, out: pathlib.Path) -> None:
+        videos = sum(1 for file in out.iterdir() if re.fullmatch(_VIDEO, file.name))
+        if videos:
+            print(f"note: {videos} videos of another request in {out} are replaced", file=sys.stderr, flush=True)
 
     def remove(self, out: pathlib.Path, names: str) -> None:
         """Removes the files of a job's folder, and of its stages' folders, whose whole names match."""

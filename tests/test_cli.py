@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from imagen_video_jax.cli import main
 from imagen_video_jax.commands import parsing
 from imagen_video_jax.data import embed_captions
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.text.t5_encoder import T5Config
 from imagen_video_jax.training.metrics import read_rows
 from imagen_video_jax.video.files import read_metadata, read_video, write_video
@@ -170,6 +172,10 @@ def line_of(capsys) -> str:
         (["--config.steps=many"], "must be of type int"),
         (["--config.data=/no/such/folder"], "/no/such/folder"),
         (["--config.batch_size=3", "--config.step.accumulate=2"], "batch_size 3 must be divisible by"),
+        (["--config.stage.network.head_width=0"], "config.stage.network.head_width must be at least 1, got 0"),
+        (["--config.stage.network.channels=(0,)"], "network.channels must be at least 1, got (0,)"),
+        (["--config.stage.network.dtype=float8"], "network.dtype must be one of ('float32', 'bfloat16'), got 'float8'"),
+        (["--config.step.ema_decay=2"], "config.step.ema_decay must be in [0, 1], got 2.0"),
     ],
 )
 def test_wrong_training_requests_are_one_line_and_exit_2(world, tmp_path, capsys, arguments, says):
@@ -203,12 +209,55 @@ def test_config_files_with_mistakes_are_one_line(tmp_path, capsys, text, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_placeholders_and_frozen_configs_are_filled_by_the_command_line(tmp_path, monkeypatch):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from ml_collections import FrozenConfigDict, config_dict\n"
+        "from experiments import base_16f_24x40\n"
+        "def get_config(kind):\n"
+        "    config = base_16f_24x40.get_config('tiny')\n"
+        "    if kind == 'frozen':\n"
+        "        return FrozenConfigDict(config)\n"
+        "    config.steps = config_dict.placeholder(int)\n"
+        "    config.data = config_dict.required_placeholder(str)\n"
+        "    return config\n"
+    )
+    given = ["--config.steps=7", "--config.data=here"]
+    for kind in ("frozen", "open"):
+        found = configs.training(f"{file}:{kind}", given)
+        assert (found.steps, found.data) == (7, "here")
+    for missing, says in ((0, "config.steps has no value; set it with --config.steps="), (1, "required field without")):
+        with pytest.raises(UserError, match=says):
+            configs.training(f"{file}:open", given[:missing] + given[missing + 1 :])
+    with pytest.raises(UserError, match=r"config\.steps must be of type int, got 'x'"):
+        configs.training(f"{file}:open", ["--config.steps=x"])
+
+
+def test_a_path_of_a_config_may_hold_a_colon(tmp_path):
+    file = tmp_path / "a:b" / "own.py"
+    file.parent.mkdir()
+    file.write_text("from experiments.base_16f_24x40 import get_config\n")
+    for name in (f"{file}:tiny", str(file)):
+        assert configs.load(name).stage.name == "base_16f_24x40"
+
+
+def test_a_reader_of_stdout_that_goes_ends_a_command_without_a_word():
+    code = (
+        "import sys; from imagen_video_jax.commands.process import in_one_line as run; sys.exit(run(lambda: print()))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
     ("command", "says"),
     [
+        ("demo --out= --seed 1", "--out is empty; name a folder"),
         ("demo --out {out} --seed -1", "--seed: must be in [0, 2^32), got -1"),
         ("demo --out {out} --seed 4294967296", "--seed: must be in [0, 2^32), got 4294967296"),
         ("demo --out {out} --minutes inf", "--minutes: must be a finite number below 1e300, got inf"),
@@ -348,6 +397,8 @@ def test_stages_that_do_not_fit_are_refused(world, tmp_path, capsys):
         (["--prompt", "x", "--num", "0"], "got 0"),
         (["--prompt", "x", "--steps", "0"], "--steps must be at least 1, got 0"),
         (["--prompt", "x", "--stop-after", "nonsense"], "nonsense"),
+        (["--prompt", "x", "--stop-after", "6"], "there is no stage 6; stages are numbered 1 to 1"),
+        (["--prompt", "x", "--start-at", "0"], "there is no stage 0"),
         (["--prompt", "x", "--unknown"], "--unknown"),
         (["--prompt", "x", "--negative", "y", "--guidance", "0"], "raise --guidance"),
     ],

@@ -185,6 +185,13 @@ def test_programs_give_the_same_videos_without_the_package(world, videos, tmp_pa
     script = (tmp_path / "b" / "sample.py").read_text()
     assert "imagen_video_jax" not in script
     assert sampled(tmp_path / "b").shape == videos.shape
+    with open(next((tmp_path / "b").glob("*/*.safetensors")), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    refused = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.endswith("is damaged: it is not what SHA256SUMS says\n")
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_denoiser_program_is_the_stage_within_1e_5_for_any_batch(world):
@@ -315,6 +322,10 @@ def test_names_and_links_that_lead_out_are_refused(world, tmp_path, capsys):
     (folder / FIRST / "model.safetensors").rename(tmp_path / "elsewhere")
     (folder / FIRST / "model.safetensors").symlink_to(tmp_path / "elsewhere")
     assert "a link that leads out of it" in refusal(capsys, folder, 2)
+    (tmp_path / "elsewhere").rename(folder / FIRST / "model.safetensors")
+    (folder / "SHA256SUMS").rename(tmp_path / "elsewhere")
+    (folder / "SHA256SUMS").symlink_to(tmp_path / "elsewhere")
+    assert "a link that leads out of it: SHA256SUMS" in refusal(capsys, folder, 2)
 
 
 def test_foreign_tensors_are_refused(world, tmp_path, capsys):

@@ -93,14 +93,16 @@ def files_below(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
 
 
-def test_a_stage_of_the_same_weights_that_samples_otherwise_is_another_job(cascade, tmp_path):
+def test_a_stage_of_the_same_weights_that_samples_otherwise_is_another_job(cascade, tmp_path, capsys):
     run(cascade, tmp_path, stop_after="1")
     first = (tmp_path / "0000-000.mp4").read_bytes()
     base, *rest = cascade.members
     sampler = dataclasses.replace(base.stage.config.sampler, name="ancestral")
     stage = Stage(dataclasses.replace(base.stage.config, sampler=sampler))
     changed = Cascade([dataclasses.replace(base, stage=stage), *rest], encoder, mesh=make_mesh())
+    capsys.readouterr()
     run(changed, tmp_path, stop_after="1")
+    assert f"note: 3 videos of another request in {tmp_path} are replaced" in capsys.readouterr().err
     assert (tmp_path / "0000-000.mp4").read_bytes() != first
 
 

@@ -27,7 +27,13 @@ SHOW_CURSOR = "\033[?25h"
 def in_one_line(work: Callable[[], int | None]) -> int:
     """`work`'s exit code (None: done); what a person can mend is one line on stderr and a code of errors.py."""
     try:
-        return work() or DONE
+        code = work() or DONE
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `| head`: whoever read stdout wants no more
+        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

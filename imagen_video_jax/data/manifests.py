@@ -84,8 +84,9 @@ def _parse(row: dict) -> tuple[str, tuple[str, ...], dict]:
     name = row.pop("path", None)
     if not isinstance(name, str) or not name:
         raise _BadRow(f'"path" must be the name of a file, got {name!r:.60}')
-    captions = row.pop("captions", [])
-    captions = [row.pop("caption"), *captions] if "caption" in row and isinstance(captions, list) else captions
+    single, captions = row.pop("caption", None), row.pop("captions", None)
+    captions = [] if captions is None else captions  # null is what tables write where nothing is
+    captions = [single, *captions] if single is not None and isinstance(captions, list) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise _BadRow('"caption" must be text and "captions" a list of texts')
     parts = pathlib.PurePosixPath(name)

@@ -141,8 +141,11 @@ def _listing(folder, names, rows: dict, problems: list[Problem], other: Counter,
     examples: list[Example] = []
     root = folder.resolve()
     seen: dict[pathlib.Path, str] = {}
+    # Of a file and links to it one is kept: the one that is described, or else the file, beside which its caption lies.
+    order = sorted(names, key=lambda name: (name not in rows, os.path.islink(folder / name)))
+    placed = {name: _problem(folder, name, rows, root, seen, manifest) for name in order}
     for name in names:
-        if (problem := _problem(folder, name, rows, root, seen, manifest)) is not None:
+        if (problem := placed[name]) is not None:
             problems.append(problem)
             continue
         row = rows.get(name)

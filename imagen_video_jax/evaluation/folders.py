@@ -141,7 +141,7 @@ def _collected(what: str, items, keys, found, wanted: set[str], skipped: list[st
     sizes = Counter((int(t), int(h), int(w), round(float(fps), 3)) for t, h, w, fps in (one["size"] for one in arrays))
     described = _described(kept)
     videos = VideoSet(features, described.captions, described.labels, [keys[item.name] for item in kept])
-    return ReadSet(videos, [item.name for item in kept], sizes, skipped or [""] * missing)
+    return ReadSet(videos, [item.name for item in kept], sizes, skipped + [""] * (missing - len(skipped)))
 
 
 def _size_notes(sets: dict[str, ReadSet], extractors: dict[str, Extractor]) -> list[str]:

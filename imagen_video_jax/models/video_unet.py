@@ -31,6 +31,7 @@ from imagen_video_jax.models.layers import (
 from imagen_video_jax.partitioning import constrain
 
 LAYOUTS = ("unet", "efficient")
+DTYPES = ("float32", "bfloat16")
 # What a block under remat keeps for the backward pass: nothing but its input, or what convolutions and products gave.
 REMAT_POLICIES = {
     "nothing": None,
@@ -91,6 +92,12 @@ class VideoUNetConfig:
                     f"network.{name} has {len(getattr(self, name))} entries, one per level of "
                     f"network.channels is needed: {len(self.channels)}"
                 )
+        for name in ("channels", "patch", "text_width", "embedding_width", "head_width", "max_frames"):
+            values = getattr(self, name)
+            if min(values if isinstance(values, tuple) else (values,), default=0) < 1:
+                raise ValueError(f"network.{name} must be at least 1, got {values}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"network.dtype must be one of {DTYPES}, got {self.dtype!r}")
         if set(self.temporal) - set(TEMPORAL_MIXING):
             raise ValueError(f"network.temporal entries must be of {TEMPORAL_MIXING}, got {self.temporal}")
         if self.layout not in LAYOUTS:

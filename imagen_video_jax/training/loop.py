@@ -343,10 +343,13 @@ class _Run:
     def _profile(self, step: int) -> None:
         if not distributed.is_first():
             return
-        if self.config.profile_steps and step == self.start_step + 10:
+        # After the tenth step, when all is warm; a shorter run is traced at its end.
+        left = self.config.steps - self.start_step - self.config.profile_steps
+        begin = self.start_step + max(min(10, left), 1)
+        if self.config.profile_steps and step == begin:
             jax.profiler.start_trace(str(self.workdir / "profile"))
             self.tracing = True
-        if self.tracing and step >= self.start_step + 10 + self.config.profile_steps:
+        if self.tracing and step >= begin + self.config.profile_steps:
             self._end_trace()
 
     tracing = False

@@ -6,6 +6,7 @@ frame, so nothing leaks between examples (ARCHITECTURE.md, decision 5).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,12 @@ class StepConfig:
     image_weight: float = 0.5
     accumulate: int = 1
     guard: GuardConfig = GuardConfig()
+
+    def __post_init__(self):
+        if not 0.0 <= self.ema_decay <= 1.0:
+            raise ValueError(f"step.ema_decay must be in [0, 1], got {self.ema_decay}")
+        if not 0.0 <= self.image_weight < math.inf:
+            raise ValueError(f"step.image_weight must be at least 0 and finite, got {self.image_weight}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_a_manifest_gives_each_file_its_captions_and_facts(tmp_path):
         {"path": "./sub/a.MP4", "captions": ["one", "two"]},
         "",
         {"path": "b.mp4", "captions": ["it rolls", "a ball"], "shape": "cube", "speed": 2},
-        {"path": "c.png", "caption": "a picture"},
+        {"path": "c.png", "caption": "a picture", "captions": None},
     )
     source = open_source(tmp_path)
     assert [(e.path.name, e.captions, e.id) for e in source.videos] == [
@@ -167,6 +167,15 @@ def test_one_file_under_two_names_is_refused(tmp_path):
     touch(tmp_path, "a.mp4")
     os.symlink("a.mp4", tmp_path / "b.mp4")
     fails(tmp_path, r"b\.mp4: the same file as a\.mp4", captions_optional=True)
+
+
+def test_of_a_file_and_its_link_the_described_one_is_kept_or_else_the_file(tmp_path):
+    touch(tmp_path, "z.mp4")
+    (tmp_path / "z.txt").write_text("a zed clip\n")
+    os.symlink("z.mp4", tmp_path / "a.mp4")
+    fails(tmp_path, r"a\.mp4: the same file as z\.mp4")
+    manifest(tmp_path, {"path": "a.mp4", "caption": "by another name"})
+    fails(tmp_path, r"z\.mp4: the same file as a\.mp4")
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,13 @@ def test_wrong_requests_are_one_line_and_exit_2(world, tmp_path, capsys, argumen
 def test_unreadable_videos_are_left_out_and_counted(world, tmp_path, capsys):
     shutil.copytree(world / "other" / "clips", tmp_path / "some")
     (tmp_path / "some" / "broken.mp4").write_bytes(b"no video at all")
+    (tmp_path / "some" / "gone.mp4").symlink_to("nowhere")
     capsys.readouterr()
     assert evaluate("--generated", tmp_path / "some", "--metrics", "motion", "--json") == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["generated_skipped"] == 1
+    assert json.loads(printed.out)["generated_skipped"] == 2
     assert printed.err.count("\n") == 1
-    assert "1 of 4 generated videos are left out, the first:" in printed.err
+    assert "2 of 5 generated videos are left out, the first:" in printed.err
     assert "broken.mp4" in printed.err
     (tmp_path / "all").mkdir()
     shutil.copy(tmp_path / "some" / "broken.mp4", tmp_path / "all")

@@ -221,11 +221,11 @@ class _Run:
     def start_anew(self, out: pathlib.Path) -> None:
         """Removes what lies in the way of this job, and whatever another one left: its videos, those of its stages too,
         and what it was writing when it was killed."""
-        for job in self.jobs:
-            (out / job.file).unlink(missing_ok=True)
         if (out / ".job.json").exists():
             self._say_what_goes(out)
             self.remove(out, f"{_VIDEO}|{_PARTIAL}")
+        for job in self.jobs:
+            (out / job.file).unlink(missing_ok=True)
         (out / "samples.jsonl").unlink(missing_ok=True)
         storage.write_json(out / ".job.json", self._job())
 

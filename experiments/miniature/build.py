@@ -9,9 +9,9 @@ the last --finish updates of the base, which teach it to draw, want a GPU (resid
 Every part that is done is kept: run the command again after an interruption. Needs a checkout; any stage can be trained
 elsewhere into its folder in --work.
 
-Every part of it once, in minutes, into a bundle that has learnt nothing:
+Every part of it once but the last, in a quarter of an hour, into a bundle that has learnt nothing:
 
-    python -m experiments.miniature.build --work out/rehearsal --out out/rehearsed --share 0.005 --finish 50
+    python -m experiments.miniature.build --work out/rehearsal --out out/rehearsed --share 0.005 --finish 0
 """
 
 import argparse

@@ -241,14 +241,24 @@ def test_a_path_of_a_config_may_hold_a_colon(tmp_path):
         assert configs.load(name).stage.name == "base_16f_24x40"
 
 
-def test_a_reader_of_stdout_that_goes_ends_a_command_without_a_word():
-    code = (
-        "import sys; from imagen_video_jax.commands.process import in_one_line as run; sys.exit(run(lambda: print()))"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 128 + signal.SIGPIPE
+@pytest.mark.parametrize(
+    ("work", "gone", "code", "says"),
+    [
+        ("lambda: print()", True, 128 + signal.SIGPIPE, b""),
+        ("lambda: print('x' * 10**6)", True, 128 + signal.SIGPIPE, b""),
+        ("lambda: (_ for _ in ()).throw(BrokenPipeError(32, 'of a worker'))", False, 1, b"of a worker"),
+    ],
+)
+def test_a_reader_of_stdout_that_goes_ends_a_command_without_a_word(work, gone, code, says):
+    script = f"import sys; from imagen_video_jax.commands.process import in_one_line as run; sys.exit(run({work}))"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if gone:
+            process.stdout.close()
+        told = process.stderr.read().strip()
+    assert process.returncode == code
+    assert told.endswith(says)
+    assert bool(told) == bool(says)
 
 
 LONG = "x" * 300

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import signal
 import sys
 import time
@@ -30,9 +31,10 @@ def in_one_line(work: Callable[[], int | None]) -> int:
         code = work() or DONE
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # of `| head`: whoever read stdout wants no more
-        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _stdout_is_closed():  # another pipe, as of a process that died
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,6 +53,13 @@ def in_one_line(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _stdout_is_closed() -> bool:
+    """Whether whoever read stdout has gone, as `head` does."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def is_of_a_path(error: OSError) -> bool:

@@ -35,7 +35,9 @@ PREFIX = "--config."
 
 def load(argument: str, overrides: list[str] = ()) -> ConfigDict:
     """Reads `FILE.py[:SCALE]` and applies overrides of the form `--config.field=value`."""
-    name, _, scale = (argument, "", "") if argument.endswith(".py") else argument.rpartition(":")
+    name, scale = argument, ""
+    if ":" in argument and not argument.endswith(".py"):
+        name, _, scale = argument.rpartition(":")
     module = _load_module(name)
     try:
         config = module.get_config(scale) if scale else module.get_config()

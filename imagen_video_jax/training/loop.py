@@ -135,7 +135,7 @@ class _Run:
         )
         self.bar, self.task = progress_bar(self.config.stage.name, self.config.steps, self.start_step, shown=first)
         self.train_step = self._jit_step(state)
-        with self.bar, contextlib.closing(self.writer):
+        with self.bar, contextlib.closing(self.writer), contextlib.closing(self.saver):
             while True:
                 try:
                     state = self._train_from(state)

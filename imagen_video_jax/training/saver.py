@@ -80,9 +80,13 @@ class Saver:
 
     def wait(self) -> None:
         """Waits until nothing is being saved."""
+        self.close()
+        self.poll()
+
+    def close(self) -> None:
+        """Ends what is being written, whatever ends training: no thread can write while the interpreter goes."""
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join()
-        self.poll()
 
     def save(self, step: int, trees: dict, meta: dict) -> None:
         """`start` and `wait`; a failure is tried once more."""

@@ -1,6 +1,8 @@
 """Saves in the background: they count when they are committed, and a failure is loud at once."""
 
+import contextlib
 import threading
+import time
 
 import pytest
 
@@ -88,3 +90,24 @@ def test_a_save_counts_only_when_it_is_committed(saver, monkeypatch):
     gate.set()
     saver.wait()
     assert (saver.committed, saver.reported) == (5, [5])
+
+
+def test_what_is_being_written_when_training_is_interrupted_is_written_whole(saver, monkeypatch):
+    begun, written = threading.Event(), []
+
+    def commit():
+        begun.set()
+        time.sleep(0.2)
+        written.append(1)
+
+    monkeypatch.setattr(checkpoint, "begin_save", lambda *_, **__: commit)
+
+    def interrupted():
+        with contextlib.closing(saver):
+            saver.start(1, {}, {})
+            begun.wait()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert written == [1]

@@ -300,6 +300,7 @@ LONG = "x" * 300
             "seeds must be in [0, 2^32), got 4294967296",
         ),
         ("distill {tiny} --workdir {out}", "has no field calls_base, calls_others"),
+        ("train --config experiments/base_16f_24x40.py:paper --workdir {out}", "encoder t5 needs"),
         # Before anything is embedded or rendered.
         (
             "embed --prompts {data}/0.mp4 --npz {data}/0.mp4/x.npz",

@@ -264,12 +264,12 @@ class _Sweep:
     def _losses(self, cell: Cell, notes: list[str]) -> dict:
         """Validation loss of the swept stage on the first scenes, kept for all cells of a checkpoint."""
         count = min(self.config.loss_clips, len(self.prompts.scenes))
+        if not count:
+            return {}
         member = self.sampler.cascade.members[self.sampler.main]
         stage = member.stage.config
-        if count and stage.network.guidance:
+        if stage.network.guidance:
             notes.append(f"no validation_loss: {stage.name} is a student, which learned a teacher's steps and no loss")
-            return {}
-        if not count:
             return {}
         key = digest_of("loss-2", dataclasses.asdict(stage), cell.trained.digest, cell.ema, self.prompts.digest, count)
         array = self.store.get("loss-2", key)

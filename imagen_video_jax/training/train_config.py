@@ -37,7 +37,7 @@ class TrainConfig:
       bad_share: stop (exit code 4) when more of the clips read so far are bad, and at least ten.
       seed, checkpoint_every, log_every, sample_every, evaluate_every (0: never), keep (checkpoints).
       init_from: workdir, or bundle, whose EMA weights start this run.
-      profile_steps: steps to trace with the jax profiler, after the tenth (0: none).
+      profile_steps: steps to trace with the jax profiler, after the tenth or last in a shorter run (0: none).
       deadlines: of the phases of the run, for the watchdog.
       scale: name of the scale the config was made for; part of a workdir's identity.
     """

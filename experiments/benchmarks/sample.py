@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from experiments import scales
 from experiments.benchmarks.measuring import COLUMNS, fastest, matmul_peak, measure, random_batch, training_configs
 from imagen_video_jax.commands.process import in_one_line
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.stages.stage import Stage
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing, per figure")
     arguments = parser.parse_args()
     if arguments.videos < 1:
-        parser.error(f"--videos must be at least 1, got {arguments.videos}")
+        raise UserError(f"--videos must be at least 1, got {arguments.videos}")
     stages = [Stage(config.stage) for config in training_configs(arguments.stage, arguments.scale)]
     peak, total = matmul_peak(), 0.0
     print(f"{'call of stage':26}{COLUMNS}{'steps':>7}{'s a video':>11}")

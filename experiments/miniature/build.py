@@ -28,6 +28,7 @@ from imagen_video_jax import configs
 from imagen_video_jax.cascade_file import join
 from imagen_video_jax.commands.process import in_one_line, keep_freed_memory, use_compilation_cache
 from imagen_video_jax.data.motion_shapes import write_motion_shapes
+from imagen_video_jax.errors import UserError
 from imagen_video_jax.export import ExportRequest, export
 from imagen_video_jax.stages.stage import Stage
 from imagen_video_jax.training.loop import train
@@ -66,11 +67,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of data and other updates, to rehearse (needs --out)")
     arguments = parser.parse_args()
     if arguments.finish < 0:
-        parser.error(f"--finish must be at least 0, got {arguments.finish}")
+        raise UserError(f"--finish must be at least 0, got {arguments.finish}")
     if not 0 < arguments.share <= 1:
-        parser.error(f"--share must be above 0 and at most 1, got {arguments.share}")
+        raise UserError(f"--share must be above 0 and at most 1, got {arguments.share}")
     if arguments.share < 1 and arguments.out.resolve() == BUNDLE.resolve():
-        parser.error("a rehearsal (--share below 1) does not replace the miniature of the package: give --out")
+        raise UserError("a rehearsal (--share below 1) does not replace the miniature of the package: give --out")
     resident.check_calls(arguments.finish, resident.UPDATES)
     keep_freed_memory()
     use_compilation_cache()
